@@ -1,0 +1,1 @@
+"""Runs packages with ONNX Runtime: pictures, latencies, verification. Never imports torch, diffusers or onnx."""

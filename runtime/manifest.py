@@ -1,0 +1,152 @@
+"""`manifest.json`: what a package holds, where it came from, what was done to it and how it was checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph. `shape` holds integers, and names where an axis is dynamic; `dtype` is numpy's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """One graph of a package. Paths are relative to the package; `data` is the external data file, empty where there is none."""
+
+    file: str
+    sha256: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    opset: int
+    data: str = ""
+    parameters: int = 0
+    custom_ops: dict[str, int] = field(default_factory=dict)
+    passes: tuple[dict[str, Any], ...] = ()  # {name, applied, seconds} in order
+    parity: dict[str, float] | None = None  # {snr_db, max_abs}
+    plan: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the package, hashed."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """See the contract in the README. `pipeline` holds what runs the components together:
+
+    {family, height, width, batch (0: dynamic), dynamic, vae_scale_factor, scaling_factor, latent_channels, prediction_type,
+    steps, guidance, scheduler}: defaults for generation in pixels, steps and scales.
+    """
+
+    model: str
+    source: dict[str, Any]
+    target: str
+    precision: str
+    tools: dict[str, str]
+    pipeline: dict[str, Any]
+    components: dict[str, ComponentEntry]
+    scheduler: dict[str, Any]
+    files: dict[str, FileEntry]
+    trajectory_parity: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Errors: InputError where a field is missing or the format is another one."""
+        try:
+            raw = json.loads(text)
+            if raw["format"] != FORMAT:
+                raise InputError(f"the package has format {raw['format']}; this version reads format {FORMAT}: export it again")
+            components = {name: _component(entry) for name, entry in raw["components"].items()}
+            files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
+            return cls(**{**raw, "components": components, "files": files})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{NAME} is not a manifest of this project: {type(error).__name__}: {error}") from error
+
+
+def _component(raw: dict[str, Any]) -> ComponentEntry:
+    ports = {key: tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in raw[key]) for key in ("inputs", "outputs")}
+    return ComponentEntry(**{**raw, **ports, "passes": tuple(raw.get("passes", ()))})
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder with a manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> Package:
+        """Reads the manifest and checks that every file it names stands inside the folder with the size it should have.
+
+        Errors: InputError. The bytes themselves are checked by `runtime.verify`.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"there is no package at '{path}': make one with 'python -m export MODEL {path}'")
+        if not (path / NAME).is_file():
+            raise InputError(f"'{path}' has no {NAME}: it is not a package of this project (make one with 'python -m export')")
+        manifest = Manifest.from_json((path / NAME).read_text(encoding="utf-8"))
+        for name, entry in manifest.files.items():
+            file = inside(path, name)
+            if not file.is_file():
+                raise InputError(f"the package '{path}' lacks '{name}': copy or export it again")
+            if file.stat().st_size != entry.bytes:
+                raise InputError(f"'{name}' has {file.stat().st_size} bytes where the manifest says {entry.bytes}: the package is damaged")
+        for name, component in manifest.components.items():
+            for file_name in filter(None, (component.file, component.data)):
+                if file_name not in manifest.files:
+                    raise InputError(f"the manifest names no hash for '{file_name}' of component '{name}': the package is damaged")
+        return cls(path, manifest)
+
+    def file(self, component: str) -> Path:
+        """Path of a component's graph. Errors: InputError where the package has no such component."""
+        if component not in self.manifest.components:
+            known = ", ".join(self.manifest.components)
+            raise InputError(f"the package '{self.path}' has no component '{component}': it has {known}")
+        return inside(self.path, self.manifest.components[component].file)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`, refused where it would leave the folder (`..`, absolute paths, links). Errors: InputError."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"'{name}' lies outside the package '{folder}': refused")
+    return file
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Every file of a package but its manifest, as sorted POSIX paths relative to `folder`."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != NAME:
+            yield name
