@@ -35,6 +35,7 @@ class ComponentEntry:
     opset: int
     data: str = ""
     parameters: int = 0
+    macs: int = 0  # multiply-accumulates of one run at batch 1 and the pipeline's height and width; 0 where they were not counted
     custom_ops: dict[str, int] = field(default_factory=dict)
     passes: tuple[dict[str, Any], ...] = ()  # {name, applied, seconds} in order
     parity: dict[str, float] | None = None  # {snr_db, max_abs}
