@@ -1,0 +1,165 @@
+"""The graphs of a package as ONNX Runtime sessions: loaded when first needed, freed when asked to."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime.errors import InputError, Unavailable
+from runtime.manifest import Package, Port
+from runtime.providers import Provider, unavailable
+
+CUSTOM_OPS_DOMAIN = "handheld"
+_LIBRARY_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_BUILT_LIBRARY = Path(__file__).resolve().parent.parent / "build" / "ops" / f"libhandheld_ops{_LIBRARY_SUFFIX}"
+
+
+def custom_ops_library() -> Path | None:
+    """The native kernels of the domain `handheld`: $HANDHELD_OPS_LIBRARY, else what `make kernels` built, else None.
+
+    Without them ONNX Runtime runs the reference bodies that a package carries. Errors: InputError where the variable names no file.
+    """
+    named = os.environ.get("HANDHELD_OPS_LIBRARY")
+    if named is not None:
+        if not Path(named).is_file():
+            raise InputError(f"HANDHELD_OPS_LIBRARY is '{named}', and there is no such file")
+        return Path(named)
+    return _BUILT_LIBRARY if _BUILT_LIBRARY.is_file() else None
+
+
+class Sessions:
+    """The components of one package on one execution provider.
+
+    `threads` are those of one operator (0: as many as there are cores). With `low_memory` at most one component is loaded at a time.
+    `load_seconds` tells how long each component took to load, the last time it did.
+    """
+
+    def __init__(self, package: Package, provider: Provider, threads: int = 0, low_memory: bool = False) -> None:
+        if threads < 0:
+            raise InputError(f"{threads} threads are not possible: give a positive number, or 0 for one per core")
+        self.package = package
+        self.provider = provider
+        self.threads = threads
+        self.low_memory = low_memory
+        self.load_seconds: dict[str, float] = {}
+        self._loaded: dict[str, ort.InferenceSession] = {}
+
+    def __enter__(self) -> Sessions:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __contains__(self, component: str) -> bool:
+        """Whether the package has a component of that name."""
+        return component in self.package.manifest.components
+
+    def inputs(self, component: str) -> dict[str, Port]:
+        """A component's inputs by name, in order. Errors: InputError where the package has no such component."""
+        self.package.file(component)
+        return {port.name: port for port in self.package.manifest.components[component].inputs}
+
+    def load(self, component: str) -> ort.InferenceSession:
+        """The component's session, loaded if it isn't. Errors: InputError where the graph can't be loaded, Unavailable."""
+        if component not in self._loaded:
+            if self.low_memory:
+                self.close()
+            start = time.perf_counter()
+            self._loaded[component] = self._session(component)
+            self.load_seconds[component] = time.perf_counter() - start
+        return self._loaded[component]
+
+    def run(self, component: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs a component once and returns its outputs by name. Inputs are cast to the dtypes that the graph asks for.
+
+        Errors: InputError where an input is missing, unknown or of another shape, and where ONNX Runtime refuses.
+        """
+        ports = self.inputs(component)
+        if missing := [name for name in ports if name not in inputs]:
+            raise InputError(f"'{component}' needs the input {_quoted(missing)}, which was not given")
+        if unknown := [name for name in inputs if name not in ports]:
+            raise InputError(f"'{component}' has no input {_quoted(unknown)}: it takes {_quoted(list(ports))}")
+        feeds = {name: _fitting(component, port, inputs[name]) for name, port in ports.items()}
+        session = self.load(component)
+        names = [output.name for output in session.get_outputs()]
+        try:
+            return dict(zip(names, session.run(names, feeds), strict=True))
+        except Exception as error:  # ONNX Runtime's errors share no class of their own
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise InputError(f"'{component}' does not run with {shapes}: {_first_line(error)}") from error
+
+    def assigned(self, component: str) -> dict[str, int]:
+        """How many nodes of a component each execution provider really got, by ONNX Runtime's name of the provider."""
+        subgraphs = self.load(component).get_provider_graph_assignment_info()
+        counts: Counter[str] = Counter()
+        for subgraph in subgraphs:
+            counts[subgraph.ep_name] += len(subgraph.get_nodes())
+        return dict(counts)
+
+    def free(self, component: str) -> None:
+        """Gives a component's memory back; it loads again when it is next needed."""
+        self._loaded.pop(component, None)
+
+    def close(self) -> None:
+        """Frees every component."""
+        self._loaded.clear()
+
+    def _session(self, component: str) -> ort.InferenceSession:
+        file = self.package.file(component)
+        library = custom_ops_library()
+        try:
+            # by path and not as bytes: so external data is mapped and not read
+            session = ort.InferenceSession(str(file), self._options(library), enable_fallback=0)
+        except Exception as error:  # ONNX Runtime's errors share no class of their own
+            raise self._refused(component, library, error) from error
+        if self.provider.ort_name not in session.get_providers():  # it only warns when a provider's driver is missing
+            raise unavailable(self.provider)
+        return session
+
+    def _options(self, library: Path | None) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 4  # what goes wrong reaches the user as an exception, once
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        self.provider.add_to(options)
+        return options
+
+    def _refused(self, component: str, library: Path | None, error: Exception) -> InputError | Unavailable:
+        sentence = f"ONNX Runtime can't load '{component}' on {self.provider.name}: {_first_line(error)}"
+        ops = [name for name in self.package.manifest.components[component].custom_ops if name.startswith(f"{CUSTOM_OPS_DOMAIN}.")]
+        if library is not None:
+            return InputError(f"{sentence} (with the custom ops of '{library}')")
+        if ops or f"{CUSTOM_OPS_DOMAIN}:" in str(error):
+            return InputError(f"{sentence} (it has custom ops of '{CUSTOM_OPS_DOMAIN}': build their library with 'make kernels')")
+        return InputError(sentence)
+
+
+def _fitting(component: str, port: Port, value: np.ndarray) -> np.ndarray:
+    array = np.ascontiguousarray(value, dtype=port.dtype) if np.ndim(value) else np.asarray(value, dtype=port.dtype)
+    fits = len(port.shape) == array.ndim and all(
+        isinstance(wanted, str) or wanted == given for wanted, given in zip(port.shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(axis) for axis in port.shape)
+        raise InputError(f"'{component}' takes '{port.name}' as [{wanted}], not as {list(array.shape)}")
+    return array
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _first_line(error: Exception) -> str:
+    """ONNX Runtime's first line, without its error code."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(" : ", 3)[-1]
