@@ -11,19 +11,24 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class Pass:
-    """A named rewriting of a whole model, in place. `run` returns how many places it changed."""
+    """A named rewriting of a whole model, in place. `run` returns how many places it changed.
+
+    `refused`, where a pass has it, is asked after the run: one sentence for each place that the pass is made for and left alone.
+    """
 
     name: str
     run: Callable[[ir.Model], int]
+    refused: Callable[[ir.Model], list[str]] | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass of a pipeline did: the number of places changed, and the seconds it took."""
+    """What one pass of a pipeline did: the number of places changed, the seconds it took, the places it refused and why."""
 
     name: str
     applied: int
     seconds: float
+    refused: tuple[str, ...] = ()
 
 
 def run(model: ir.Model, passes: Sequence[Pass]) -> list[Step]:
@@ -32,5 +37,6 @@ def run(model: ir.Model, passes: Sequence[Pass]) -> list[Step]:
     for each in passes:
         start = time.perf_counter()
         applied = each.run(model)
-        steps.append(Step(each.name, applied, round(time.perf_counter() - start, 4)))
+        refused = tuple(each.refused(model)) if each.refused else ()
+        steps.append(Step(each.name, applied, round(time.perf_counter() - start, 4), refused))
     return steps
