@@ -1,0 +1,88 @@
+# Handheld Diffusion. `make` or `make help` prints the targets; nothing but Python 3.11, make and (for the kernels) a C++ compiler is needed.
+
+PYTHON ?= python3.11
+MODEL ?= tiny
+TARGET ?= cpu
+OUT ?= build/$(notdir $(MODEL))-$(TARGET)
+PACKAGE ?= build/demo/package
+
+BIN := .venv/bin
+DEMO := build/demo
+INTEROP := build/interop
+PROMPT := a red circle above a blue square on a yellow background
+GRAPHS := text_encoder unet vae_encoder vae_decoder
+
+# An environment is as old as the files that describe it, so its stamp carries their checksum: "the folder exists" says nothing.
+checksum = $(shell cat $(1) | cksum | cut -d' ' -f1)
+SETUP := .venv/.installed-$(call checksum,pyproject.toml constraints.txt)
+SETUP_INTEROP := .venv-interop/.installed-$(call checksum,constraints-interop.txt)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup kernels demo test lint export bench report interop clean
+.DELETE_ON_ERROR:
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  make export MODEL=sd14 [WEIGHTS=hub|PATH|random[:SEED]] [TARGET=portable|cpu|..] [PRECISION=fp32] [CHECK=full|quick|none] [OUT=build/sd14-cpu]"
+	@echo "  make bench|report [PACKAGE=build/demo/package]"
+
+setup: $(SETUP) ## Make the environment .venv with the pinned packages
+$(SETUP):
+	@rm -f .venv/.installed-*
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+kernels: setup ## Compile the native kernels of runtime/ops, where there is a C++ compiler
+	@if command -v $(firstword $(CXX)) > /dev/null; then \
+	  $(BIN)/cmake -S runtime/ops -B build/ops -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release --log-level=WARNING \
+	  && $(BIN)/cmake --build build/ops; \
+	else \
+	  echo "There is no C++ compiler ('$(CXX)'), so no native kernels: the reference bodies inside the packages run in their place."; \
+	fi
+
+demo: kernels ## From the trained model in models/tiny to a checked package, a picture and a report
+	$(BIN)/python -m export tiny $(DEMO)/package --force
+	$(BIN)/python -m runtime.generate $(DEMO)/package "$(PROMPT)" --out $(DEMO)/picture.png
+	$(BIN)/python -m runtime.bench $(DEMO)/package --json $(DEMO)/bench.json
+	$(BIN)/python -m runtime.report $(DEMO)/package --bench $(DEMO)/bench.json --out $(DEMO)/report.html
+	@printf '\n%s\n' "$(PROMPT):" "  picture  $(DEMO)/picture.png" "  report   $(DEMO)/report.html" "  package  $(DEMO)/package"
+
+test: kernels ## Run every test: C++, then Python
+	@if [ -f build/ops/CTestTestfile.cmake ]; then $(BIN)/ctest --test-dir build/ops --output-on-failure; fi
+	$(BIN)/python -m pytest
+
+lint: setup ## Check the style and the types of the Python files
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# The recipe's line is the equivalent command: make prints it.
+export: kernels ## Make one package: MODEL, WEIGHTS, TARGET, PRECISION, CHECK, OUT
+	$(BIN)/python -m export "$(MODEL)" "$(OUT)" --target $(TARGET)$(if $(WEIGHTS), --weights "$(WEIGHTS)")$(if $(PRECISION), --precision $(PRECISION))$(if $(CHECK), --check $(CHECK))
+
+bench: kernels ## Measure PACKAGE, by default the demo's
+	$(BIN)/python -m runtime.bench $(PACKAGE) --json build/bench.json
+
+report: bench ## Write the report of PACKAGE, freshly measured
+	$(BIN)/python -m runtime.report $(PACKAGE) --bench build/bench.json --out build/report.html
+
+$(SETUP_INTEROP):
+	@rm -f .venv-interop/.installed-*
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install -q -r constraints-interop.txt
+	@touch $@
+
+# Two proofs: optimum runs what we export, and our passes take what optimum exports.
+interop: setup $(SETUP_INTEROP) ## Prove in a second environment that optimum's pipelines and ours take each other's packages
+	$(BIN)/python -m export tiny $(INTEROP)/package --target portable --force
+	rm -rf $(INTEROP)/optimum
+	.venv-interop/bin/optimum-cli export onnx --model models/tiny --task text-to-image $(INTEROP)/optimum
+	for graph in $(GRAPHS); do \
+	  $(BIN)/python -m graph_passes $(INTEROP)/optimum/$$graph/model.onnx $(INTEROP)/rewritten/$$graph/model.onnx --target portable || exit; \
+	done
+	.venv-interop/bin/python -m pytest tests/interop --confcutdir tests/interop
+
+clean: ## Remove build/; the environments stay
+	rm -rf build
