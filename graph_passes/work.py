@@ -1,0 +1,91 @@
+"""Counted work: the multiply-accumulates of a graph, by kind, at given input shapes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnxscript.optimizer import fold_constants
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Uncounted(ValueError):
+    """A graph whose work cannot be told from its shapes; the message says which value is at fault."""
+
+
+def count_macs(model: ir.Model, shapes: Shapes) -> dict[str, int]:
+    """Multiply-accumulates of one run, by kind: `{"3x3 conv": .., "1x1 conv": .., "linear": .., "attention": ..}`.
+
+    Convolutions are named by their kernel. A matrix product is `linear` where one side is a weight and `attention` where both are
+    activations. Norms, activations, softmax and biases are not counted, as in the literature; a FLOP count is twice the sum.
+    Functions of the model are counted through their bodies. `model` is left as it is and no weight is read.
+    `shapes` names every input that has a free axis.
+
+    Errors: Uncounted where a shape stays unknown, an input of `shapes` does not exist, or the graph branches or loops.
+    """
+    static = _with_shapes(model, shapes)
+    weights = set(static.graph.initializers.values())
+    work: Counter[str] = Counter()
+    for node in static.graph:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in ("If", "Loop", "Scan"):
+            raise Uncounted(f"the graph branches or loops at the {node.op_type} ('{node.name}'): how often its body runs is not known before it runs")
+        if node.op_type == "Conv":
+            kernel = _shape(node, node.inputs[1])
+            work["x".join(map(str, kernel[2:])) + " conv"] += math.prod(_shape(node, node.outputs[0])) * math.prod(kernel[1:])
+        elif node.op_type == "ConvTranspose":  # every input element meets every output channel of its group, once per kernel position
+            kernel = _shape(node, node.inputs[1])
+            work["x".join(map(str, kernel[2:])) + " conv"] += math.prod(_shape(node, node.inputs[0])) * math.prod(kernel[1:])
+        elif node.op_type in ("MatMul", "Gemm"):
+            left = _shape(node, node.inputs[0])
+            transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
+            inner = left[0] if transposed else left[-1]
+            kind = "linear" if weights & _origins(node) else "attention"
+            work[kind] += math.prod(_shape(node, node.outputs[0])) * inner
+    return dict(work)
+
+
+def _with_shapes(model: ir.Model, shapes: Shapes) -> ir.Model:
+    """A copy of the graph (it shares the weights) with its inputs at `shapes` and the shapes of all values inferred from them."""
+    known = {value.name for value in model.graph.inputs}
+    if unknown := sorted(set(shapes) - known):
+        raise Uncounted(f"the graph has no input '{unknown[0]}': it has {', '.join(sorted(map(str, known)))}")
+    static = model.clone()
+    InlinePass()(static)
+    for node in static.graph:
+        for value in node.outputs:
+            if value.shape is not None and not all(isinstance(dimension, int) for dimension in value.shape):
+                value.shape = None  # the names of free axes would win over the numbers
+    for value in static.graph.inputs:
+        if (shape := shapes.get(str(value.name))) is not None:
+            value.shape = ir.Shape(shape)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(static)
+    # shapes that are computed from other shapes become constants only where they are evaluated; weights stay above the size limit
+    fold_constants(static, onnx_shape_inference=True, input_size_limit=1024, output_size_limit=4096)
+    return static
+
+
+def _origins(node: ir.Node) -> set[ir.Value | None]:
+    """The values that a product's two sides come from, seen through what only moves or renames them (a transposed weight is a weight)."""
+    origins: set[ir.Value | None] = set()
+    for value in node.inputs[:2]:
+        while value is not None and (producer := value.producer()) is not None and producer.op_type in _MOVES:
+            value = producer.inputs[0]
+        origins.add(value)
+    return origins
+
+
+_MOVES = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze", "DequantizeLinear")
+
+
+def _shape(node: ir.Node, value: ir.Value | None) -> tuple[int, ...]:
+    shape = None if value is None else value.shape
+    if shape is None or not all(isinstance(dimension, int) for dimension in shape):
+        name = value.name if value else "?"
+        raise Uncounted(f"the shape of '{name}' at the {node.op_type} '{node.name}' stays {shape}: give the shape of every free input")
+    return tuple(int(dimension) for dimension in shape)  # type: ignore[arg-type]
