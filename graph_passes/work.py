@@ -34,7 +34,7 @@ def count_macs(model: ir.Model, shapes: Shapes) -> dict[str, int]:
         if node.domain not in ("", "ai.onnx"):
             continue
         if node.op_type in ("If", "Loop", "Scan"):
-            raise Uncounted(f"the graph branches or loops at the {node.op_type} ('{node.name}'): how often its body runs is not known before it runs")
+            raise Uncounted(f"the graph branches or loops at the {node.op_type} '{node.name}': how often its body runs is not known before")
         if node.op_type == "Conv":
             kernel = _shape(node, node.inputs[1])
             work["x".join(map(str, kernel[2:])) + " conv"] += math.prod(_shape(node, node.outputs[0])) * math.prod(kernel[1:])
