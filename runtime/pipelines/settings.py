@@ -1,0 +1,143 @@
+"""What a user asks of a package, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.session import Sessions
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """One picture per prompt, each from its own seed: a picture does not depend on what else is in the batch.
+
+    What is None comes from the package (`resolve`). `height` and `width` are in pixels. `image` is uint8 [H, W, 3] and `mask`
+    uint8 [H, W], where 128 and more is painted anew; both are resized to the picture. `strength` is the share of the steps that an
+    image is noised back by (Meng et al. 2022); `guidance` is the scale of Ho & Salimans 2022, none at 1 and below; `eta` is DDIM's.
+    `latents`, float32 [pictures, channels, h, w] with unit variance, start text to image in place of the seeds' noise.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    scheduler: str | None = None
+    height: int | None = None
+    width: int | None = None
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    strength: float | None = None
+    eta: float = 0.0
+    latents: np.ndarray | None = None
+    safety_checker: bool = True
+
+    @classmethod
+    def one_prompt(cls, prompt: str, seed: int = 0, count: int = 1, **others: Any) -> Settings:
+        """`count` pictures of one prompt, from `seed`, `seed + 1`, and so on. Errors: InputError where `count` is below 1."""
+        if count < 1:
+            raise InputError(f"{count} pictures can't be made: give 1 or more")
+        return cls((prompt,) * count, tuple(range(seed, seed + count)), **others)
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """Settings with nothing left open, checked against a package. The fields mean the same."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative: str
+    steps: int
+    guidance: float
+    scheduler: str
+    height: int
+    width: int
+    strength: float
+    eta: float
+    safety_checker: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """`images` uint8 [B, H, W, 3]; `latents` float32 [B, C, h, w], as the decoder got them but for the scaling factor.
+
+    `timings`: seconds of every use of a component, without its loading; the U-Net has one entry per step.
+    `flagged`: whether the safety checker blackened each picture. `warnings`: sentences for the user.
+    """
+
+    images: np.ndarray
+    latents: np.ndarray
+    settings: Resolved
+    timings: dict[str, list[float]]
+    flagged: tuple[bool, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def resolve(settings: Settings, sessions: Sessions) -> Resolved:
+    """Fills in the package's defaults and checks what can be checked before work starts. Errors: InputError."""
+    pipeline = sessions.package.manifest.pipeline
+    steps = pipeline["steps"] if settings.steps is None else settings.steps
+    guidance = float(pipeline["guidance"] if settings.guidance is None else settings.guidance)
+    strength = settings.strength
+    if strength is None:  # diffusers' defaults: an image is changed, a masked region is made anew
+        strength = 1.0 if settings.image is None or settings.mask is not None else 0.8
+    if not settings.prompts:
+        raise InputError("there is no prompt: give one, it may be empty")
+    if len(settings.seeds) != len(settings.prompts):
+        raise InputError(f"{len(settings.prompts)} prompts need as many seeds, not {len(settings.seeds)}")
+    if steps < 1:
+        raise InputError(f"{steps} steps make no picture: give 1 or more")
+    if not 0 <= guidance < float("inf"):
+        raise InputError(f"guidance {guidance} is impossible: give 0 or more (1 and below: none)")
+    if not 0 < strength <= 1:
+        raise InputError(f"strength {strength} is impossible: give a number above 0, up to 1")
+    if settings.strength is not None and settings.image is None:
+        raise InputError("strength says how much of an image is changed: give an image with it")
+    if settings.mask is not None and settings.image is None:
+        raise InputError("a mask needs the image that it masks")
+    height, width = _size(settings, sessions)
+    return Resolved(
+        settings.prompts,
+        settings.seeds,
+        settings.negative,
+        steps,
+        guidance,
+        settings.scheduler or pipeline["scheduler"],
+        height,
+        width,
+        strength,
+        settings.eta,
+        settings.safety_checker,
+    )
+
+
+def _size(settings: Settings, sessions: Sessions) -> tuple[int, int]:
+    """Height and width in pixels: what is asked for, else what the graph or the image has, else the package's default."""
+    pipeline = sessions.package.manifest.pipeline
+    # how a picture's sides must divide: by the decoder's factor, and where the graph needs it by the U-Net's halvings too
+    multiple = pipeline.get("size_multiple", pipeline["vae_scale_factor"])
+    graph = sessions.inputs("unet")["sample"].shape[2:]
+    sides = []
+    for axis, name in enumerate(("height", "width")):
+        fixed = graph[axis] * pipeline["vae_scale_factor"] if isinstance(graph[axis], int) else None
+        asked = getattr(settings, name)
+        if asked is not None:
+            side = asked
+        elif fixed is not None:
+            side = fixed
+        elif settings.image is not None:
+            side = max(settings.image.shape[axis] // multiple, 1) * multiple
+        else:
+            side = pipeline[name]
+        if side <= 0 or side % multiple:
+            raise InputError(f"a {name} of {side} is not possible: this package takes multiples of {multiple}")
+        if fixed is not None and side != fixed:
+            raise InputError(f"this package makes pictures with a {name} of {fixed} only, not {side}: export it with --{name} {side}")
+        sides.append(side)
+    return sides[0], sides[1]
+
+
