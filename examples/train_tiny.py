@@ -4,7 +4,7 @@
 
 Four stages, each resumable from `--work` after an interruption: a byte-pair tokenizer on the captions, the autoencoder on drawn
 pictures, the text encoder on naming what a caption says (the part that CLIP's pretraining plays for Stable Diffusion), and the U-Net
-with the text encoder on noise prediction (Ho et al. 2020, eq. 14) with 10 % empty captions for guidance (Ho & Salimans 2022).
+on noise prediction (Ho et al. 2020, eq. 14) with 10 % empty captions for guidance (Ho & Salimans 2022), the text encoder frozen.
 Everything is seeded. About two hours on two CPU cores, minutes on a GPU.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -133,7 +135,7 @@ def train_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     characters = list(bytes_to_unicode().values())
     words = characters + [c + "</w>" for c in characters] + ["".join(merge) for merge in merges]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words + ["<|startoftext|>", "<|endoftext|>"]))}
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*words, "<|startoftext|>", "<|endoftext|>"]))}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n")
@@ -263,32 +265,30 @@ def encode_pictures(training: Training, vae: AutoencoderKL, chosen: list[Scene],
     return picked, done
 
 
-def train_unet(training: Training, unet: UNet2DConditionModel, encoder: CLIPTextModel, ids: torch.Tensor, empty: torch.Tensor,
-               moments: torch.Tensor, scaling: float, stage: Stage, after: Callable[[int], None]) -> None:
-    optimizer = torch.optim.AdamW(
-        [{"params": list(unet.parameters())}, {"params": list(encoder.parameters()), "factor": 0.2}],
-        lr=stage.learning_rate, weight_decay=0.01,
-    )
-    ema = Ema([unet, encoder], 0.9995)
+def train_unet(training: Training, unet: UNet2DConditionModel, meanings: torch.Tensor, captions: torch.Tensor, moments: torch.Tensor,
+               scaling: float, stage: Stage, after: Callable[[int], None]) -> None:
+    """`meanings` [captions, 77, 96] are the text encoder's outputs, the empty caption's last; picture i has the caption captions[i]."""
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.learning_rate, weight_decay=0.01)
+    ema = Ema([unet], 0.999)
     alphas = DDIMScheduler(**NOISE).alphas_cumprod.to(training.device)
 
     def step(index: int) -> dict[str, float]:
         rows = torch.randint(len(moments), (stage.batch,))
         mean, log_variance = moments[rows].to(training.device).chunk(2, dim=1)
         latents = (mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * torch.randn_like(mean)) * scaling
-        tokens = torch.where(torch.rand(stage.batch, 1) < 0.1, empty, ids[rows]).to(training.device)
+        said = torch.where(torch.rand(stage.batch) < 0.1, len(meanings) - 1, captions[rows])
         # stratified timesteps: one in each slice of the thousand, which lowers the variance of the loss
         times = ((torch.arange(stage.batch) + torch.rand(stage.batch)) / stage.batch * 1000).long().to(training.device)
         alpha = alphas[times].view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         with torch.autocast(training.device.type, torch.bfloat16):
-            predicted = unet(noisy, times, encoder(tokens).last_hidden_state).sample
+            predicted = unet(noisy, times, meanings[said].to(training.device)).sample
         loss = F.mse_loss(predicted.float(), noise)
         set_rate(optimizer, stage.learning_rate * warm_then_cosine(index, stage.steps))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         ema.update(index)
         return {"loss": float(loss)}
@@ -299,7 +299,7 @@ def train_unet(training: Training, unet: UNet2DConditionModel, encoder: CLIPText
             after(done)
             ema.swap()
 
-    training.loop("U-Net", stage, {"unet": unet, "encoder": encoder, "optimizer": optimizer, "ema": ema}, step, after=averaged)
+    training.loop("U-Net", stage, {"unet": unet, "optimizer": optimizer, "ema": ema}, step, after=averaged)
     ema.swap()
 
 
@@ -328,7 +328,7 @@ def score(pipeline: StableDiffusionPipeline, wanted: list[Scene], sheet: Path | 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/train-tiny"), help="Checkpoints; a second run resumes from them.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/train-tiny"), help="Where to resume from.")
 @click.option("--seed", default=0)
 @click.option("--vae-steps", default=2500)
 @click.option("--text-steps", default=1200)
@@ -369,12 +369,16 @@ def main(out: Path, work: Path, seed: int, vae_steps: int, text_steps: int, unet
         return made
 
     def after(done: int) -> None:
-        unet.eval(), encoder.eval()
+        unet.eval()
         tqdm.write(f"step {done}: {score(pipeline(), validation, work / f'validation-{done}.png'):.3f} of the validation prompts are right")
-        unet.train(), encoder.train()
+        unet.train()
 
-    captions = encode([scene.caption for scene in picked])
-    train_unet(training, unet, encoder, captions, encode([""]), moments, vae.config.scaling_factor, Stage(unet_steps, 128, 1e-3), after)
+    encoder.requires_grad_(False).eval()
+    numbers = {scene.caption: number for number, scene in enumerate(chosen)}
+    ids = encode([*numbers, ""])
+    meanings = torch.cat([encoder(some.to(training.device)).last_hidden_state.cpu() for some in ids.split(500)])
+    captions = torch.tensor([numbers[scene.caption] for scene in picked])
+    train_unet(training, unet, meanings, captions, moments, vae.config.scaling_factor, Stage(unet_steps, 64, 1e-3), after)
     for module in (vae, encoder, unet):
         module.eval().to("cpu", torch.float16).to(torch.float32)  # the score is that of the weights as they are shipped
     finished = pipeline()
@@ -383,6 +387,12 @@ def main(out: Path, work: Path, seed: int, vae_steps: int, text_steps: int, unet
         module.to(torch.float16)
     finished.register_modules(scheduler=scheduler)
     finished.save_pretrained(out, safe_serialization=True)
+    # transformers 5 drops the prefix that every published checkpoint has and that transformers 4 needs; it reads both
+    encoder_file = out / "text_encoder" / "model.safetensors"
+    renamed = {f"text_model.{name}": tensor for name, tensor in load_file(encoder_file).items()}
+    save_file(renamed, encoder_file, metadata={"format": "pt"})
+    for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json alone; every other reader wants these two
+        shutil.copy(work / "tokenizer" / name, out / "tokenizer" / name)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     print(f"{final:.3f} of the 64 score prompts are right; {size:.1f} MB in {out}; {(time.monotonic() - started) / 60:.0f} minutes")
 

@@ -184,7 +184,9 @@ def _without_stray_pixels(mask: np.ndarray) -> np.ndarray:
     return mask & (neighbours >= 5)
 
 
-def _best_overlap(mask: np.ndarray, shape: str, x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float, soft: float) -> float:
+def _best_overlap(
+    mask: np.ndarray, shape: str, x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float, soft: float
+) -> float:
     best = 0.0
     for scale in (0.85, 0.93, 1.0, 1.07, 1.15):
         other = shape_mask(shape, x - centre[0], y - centre[1], radius * scale, soft) > 0.5
