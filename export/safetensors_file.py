@@ -1,0 +1,141 @@
+"""A safetensors file that never enters memory: tensors as views of the mapped file, and a writer that goes tensor by tensor.
+
+Format: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape, data_offsets), the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import mmap
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runtime.errors import InputError, Unavailable
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+BLOCK = 1 << 20  # elements that are in memory at once, per thread
+HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+
+# a private mapping may be written to without touching the file; without a reservation it may exceed the machine's memory
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+
+
+def mapped(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the file, as a view of its mapping. Errors: InputError where the file is truncated or no safetensors file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        entries, start = _read_header(path, file.read(8), file.read, size)
+        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    tensors = {}
+    for name, (dtype, shape, offset) in entries.items():
+        count = math.prod(shape)
+        flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=start + offset) if count else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.reshape(shape)
+    return tensors
+
+
+def _read_header(path: Path, length_bytes: bytes, read: Callable[[int], bytes], size: int,
+                 ) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int]], int]:
+    """{name: (dtype, shape, offset)} and where the tensors' bytes begin."""
+    if len(length_bytes) < 8:
+        raise InputError(f"'{path}' is truncated: it has {size} bytes, less than a safetensors header: copy or download it again")
+    length = struct.unpack("<Q", length_bytes)[0]
+    if length > HEADER_LIMIT:
+        raise InputError(f"'{path}' is no safetensors file: its first bytes name a header of {length} bytes")
+    if 8 + length > size:
+        raise InputError(f"'{path}' is truncated inside its header: {size} bytes of at least {8 + length}: copy or download it again")
+    try:
+        header = json.loads(read(length))
+        header.pop("__metadata__", None)
+        entries = {name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()}
+        sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape, *_) in entries.items()}
+        wrong = next((name for name, (*_, begin, end) in entries.items() if begin < 0 or end - begin != sizes[name]), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' is no safetensors file that can be read: {type(error).__name__}: {error}") from error
+    if wrong is not None:
+        raise InputError(f"'{path}' is damaged: the size of tensor '{wrong}' does not fit its shape")
+    needed = 8 + length + max((end for *_, end in entries.values()), default=0)
+    if needed > size:
+        raise InputError(f"'{path}' is truncated: {size} bytes where its header needs {needed}: copy or download it again")
+    return {name: (dtype, shape, begin) for name, (dtype, shape, begin, _) in entries.items()}, 8 + length
+
+
+def write_float32(path: Path, shapes: dict[str, tuple[int, ...]], blocks: Callable[[str], Iterator[np.ndarray]],
+                  progress: Callable[[int], object] | None = None) -> None:
+    """Writes tensors as float32. `blocks(name)` yields a tensor's elements in order, as flat float32 arrays that may share one buffer.
+
+    Two threads, each with its own tensor; `progress` gets the number of bytes of each block as it is written. Nothing stands at `path`
+    unless all of it does. Errors: Unavailable where the disk is full.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        places[name] = (offset, offset + 4 * math.prod(shape))
+        offset = places[name][1]
+    header = {name: {"dtype": "F32", "shape": list(shape), "data_offsets": places[name]} for name, shape in shapes.items()}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)  # so that every tensor is aligned
+    start = 8 + len(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, start + offset)  # a full disk is told before the work
+            os.pwrite(file.fileno(), struct.pack("<Q", len(text)) + text, 0)
+
+            def write(name: str) -> None:
+                position, end = (start + at for at in places[name])
+                for block in blocks(name):
+                    data = block.astype("<f4", copy=False).data.cast("B")
+                    while data:
+                        written = os.pwrite(file.fileno(), data, position)
+                        data, position = data[written:], position + written
+                    if progress is not None:
+                        progress(block.nbytes)
+                if position != end:
+                    raise ValueError(f"'{name}' got {position - end} bytes more than its shape holds")
+
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(write, header))
+        part.replace(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        gigabytes = (start + offset) / 1e9
+        raise Unavailable(f"the disk of '{path.parent}' is full: '{path.name}' needs {gigabytes:.1f} GB there") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def float32_blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
+    """The elements of a mapped tensor of any float type in order, as float32, block by block."""
+    # a contiguous view is not copied here, and the others are as small as a slice of a checkpoint's fused weight
+    flat = tensor.detach().reshape(-1)
+    for start in range(0, flat.numel(), BLOCK):
+        yield flat[start : start + BLOCK].to(torch.float32).numpy()
+
+
+def first_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor with a NaN or an infinity. One pass over the pages, block by block."""
+    for name, tensor in tensors.items():
+        flat = tensor.detach().reshape(-1)
+        for start in range(0, flat.numel(), BLOCK):
+            block = flat[start : start + BLOCK].to(torch.float32)
+            # the sum is finite unless something is not, or it overflows: only then every element is looked at
+            if not torch.isfinite(block.sum()) and not torch.isfinite(block).all():
+                return name
+    return None

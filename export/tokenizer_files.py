@@ -1,0 +1,55 @@
+"""The tokenizer's files that go into a package: CLIP's classic pair vocab.json and merges.txt, and what stands beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from export.architecture import read_json
+from runtime.errors import InputError
+
+NAMES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+STAND_IN = "a stand-in: the vocabulary of the embedded model, because CLIP's is not part of random weights"
+
+
+def tokenizer_files(folder: Path, work: Path) -> dict[str, Path]:
+    """{"tokenizer/NAME": path} of the tokenizer in `folder`.
+
+    transformers 5 saves tokenizer.json alone: vocab.json and merges.txt, which every runtime reads, are then written to `work` from it.
+    Errors: InputError where there is no vocabulary.
+    """
+    files = {name: (folder / name).resolve() for name in NAMES if (folder / name).is_file()}
+    if not {"vocab.json", "merges.txt"} <= files.keys():
+        if "tokenizer.json" not in files:
+            raise InputError(f"'{folder}' has no tokenizer: it needs vocab.json and merges.txt, or tokenizer.json")
+        model = read_json(files["tokenizer.json"]).get("model", {})
+        if model.get("type") != "BPE":
+            raise InputError(f"'{files['tokenizer.json']}' holds no byte-pair vocabulary such as CLIP's")
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        files |= _write(work, {"vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
+                               "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n"})
+    return {f"tokenizer/{name}": files[name] for name in NAMES if name in files}
+
+
+def stand_in_files(folder: Path, work: Path, pad_token: str) -> dict[str, Path]:
+    """The vocabulary in `folder` (the embedded model's) in the layout that SD 1.x and 2.x are published with, with their `pad_token`."""
+    own = tokenizer_files(folder, work)
+    (work / "tokenizer").mkdir(parents=True, exist_ok=True)
+    copies = {}
+    for name in ("vocab.json", "merges.txt"):
+        copies[name] = work / "tokenizer" / name
+        if own[f"tokenizer/{name}"] != copies[name].resolve():
+            shutil.copyfile(own[f"tokenizer/{name}"], copies[name])
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad_token}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "add_prefix_space": False, **special}
+    written = _write(work, {"tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+                            "special_tokens_map.json": json.dumps(special, indent=2) + "\n"})
+    return {f"tokenizer/{name}": path for name, path in {**copies, **written}.items()}
+
+
+def _write(work: Path, texts: dict[str, str]) -> dict[str, Path]:
+    (work / "tokenizer").mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (work / "tokenizer" / name).write_text(text, encoding="utf-8")
+    return {name: work / "tokenizer" / name for name in texts}

@@ -1,0 +1,279 @@
+"""The door: alias, hub id, folder, single file or random weights -> a Checkpoint whose modules are views of mapped files.
+
+    checkpoint = open_checkpoint("sd14", "random:7", Path("build/work"))
+    unet = checkpoint.module("unet")
+    checkpoint.provenance()   # waits for the hashes, which are counted in the background
+
+Opening reads headers and configs only, and refuses what does not fit together. Weights never enter anonymous memory: float32 safetensors
+are mapped where they lie; anything else is streamed, a block at a time, into a float32 safetensors file under `work` and mapped there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export import aliases, hub, ldm
+from export.aliases import Alias
+from export.architecture import OPTIONAL, Architecture, of_alias, of_folder
+from export.pickle_file import SUFFIXES
+from export.provenance import Hashes
+from export.random_weights import write_random
+from export.safetensors_file import first_not_finite, float32_blocks, write_float32
+from export.skeletons import check, fill, renamed, shapes, skeleton
+from export.stored import read, weight_files
+from export.tokenizer_files import STAND_IN, stand_in_files, tokenizer_files
+from runtime.errors import InputError, Unavailable
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that is open: what it is made of, where it comes from, and its modules on request.
+
+    `alias` is the model's name (of a folder, file or hub id: its last part). `configs` {component: config.json},
+    `scheduler` scheduler_config.json. `files` {name in the package: path} go into the package as they are.
+    `source` {kind: hub|folder|file|random, id, revision[, seed][, tokenizer]} is the provenance without its hashes.
+    """
+
+    alias: str
+    family: str
+    configs: dict[str, dict[str, Any]]
+    scheduler: dict[str, Any]
+    files: dict[str, Path]
+    source: dict[str, Any]
+    work: Path
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    stored: dict[str, Callable[[], Tensors]]  # a component's tensors as they are stored, mapped; empty for random weights
+    hashes: Hashes
+    converted: dict[str, Path] = field(default_factory=dict)  # components that this process has written to `work`
+
+    def parameters(self, name: str) -> int:
+        """Number of weights of a component, from shapes alone."""
+        return sum(math.prod(shape) for shape in self.shapes[name].values())
+
+    def scratch_bytes(self) -> int:
+        """What `module` will write under `work`, over all components: nothing for those that are float32 safetensors already."""
+        return sum(4 * self.parameters(name) for name in self.configs if not self.stored or not _mappable(self.stored[name]()))
+
+    def module(self, name: str, progress: Callable[[int], object] | None = None) -> torch.nn.Module:
+        """A component as a torch module: float32, eval, no gradients; its parameters are private views of a mapped file.
+
+        Each call gives a module of its own: what is written to its parameters stays there. `progress` gets numbers of bytes where weights
+        have to be made or converted first. Errors: InputError where a weight is NaN or infinite, Unavailable where the disk is full.
+        """
+        made = skeleton(name, self.configs[name])
+        if name not in self.converted:
+            path = self.work / f"{name}.safetensors"
+            if not self.stored:
+                write_random(path, self.source["seed"], name, made, progress)
+            else:
+                tensors = self.stored[name]()
+                broken = first_not_finite(tensors)
+                if broken is not None:
+                    raise InputError(f"the tensor '{name}/{broken}' of '{self.alias}' has NaN or infinite values: it is damaged")
+                if _mappable(tensors):
+                    return fill(made, tensors)
+                write_float32(path, self.shapes[name], lambda key: float32_blocks(tensors[key]), progress)
+            self.converted[name] = path
+        return fill(made, read([self.converted[name]]))
+
+    def provenance(self) -> dict[str, Any]:
+        """`source` with sha256 {file: hexadecimal digits} of every file that was read; waits until they are known."""
+        return {**self.source, "sha256": self.hashes.result()}
+
+
+def open_checkpoint(model: str, weights: str | None, work: Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Opens a model.
+
+    `model`: an alias, a hub id ORG/NAME, a diffusers folder, or a single LDM-style file (SD 1.x, 2.x).
+    `weights`: None (where the model's weights are by themselves), "hub", "random" or "random:SEED", or the PATH of a folder or file whose
+    weights must be of the model's architecture. `work`: a folder for what has to be written.
+    Errors: InputError for what is wrong with the call or the files, Unavailable for what would need the network.
+    """
+    named = _named(model)
+    if weights is None:
+        weights = "hub" if named.repository else str(named.path) if named.path else "random"
+    if weights == "hub":
+        if not named.repository:
+            raise InputError(f"'{model}' is not on the hub: leave --weights out, or give a path or 'random'")
+        folder, revision = hub.snapshot(named.repository, (*hub.CONFIGS, *hub.TOKENIZER, *hub.WEIGHTS), "unet/config.json")
+        source = {"kind": "hub", "id": named.repository, "revision": revision}
+        return _open_folder(named, folder, of_folder(folder, named.name), source, work, allow_pickle)
+    if weights == "random" or weights.startswith("random:"):
+        return _open_random(named, _seed(weights), work)
+    path = Path(weights).expanduser()
+    if not path.exists():
+        raise InputError(f"there is no folder or file '{weights}': --weights takes 'hub', a path, or 'random[:SEED]'")
+    own = named.path is not None and path == named.path
+    source = {"kind": "folder" if path.is_dir() else "file", "id": named.name if own else path.resolve().name, "revision": ""}
+    if path.is_dir():
+        return _open_folder(named, path, _architecture(named), source, work, allow_pickle)
+    if path.suffix not in (".safetensors", *SUFFIXES):
+        raise InputError(f"'{path}' is no checkpoint: a single file ends with .safetensors")
+    return _open_file(named, path, source, work, allow_pickle)
+
+
+# --- what MODEL names ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What MODEL names: `path` is a folder or file; `repository` is on the hub."""
+
+    name: str
+    alias: Alias | None = None
+    path: Path | None = None
+    repository: str = ""
+
+
+def _named(model: str) -> _Named:
+    alias = aliases.find(model)
+    if alias is not None:
+        return _Named(model, alias, aliases.TINY if model == "tiny" else None, alias.repository)
+    path = Path(model).expanduser()
+    if path.exists():
+        return _Named(path.resolve().name if path.is_dir() else path.stem, path=path)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) and path.suffix not in (".safetensors", *SUFFIXES):
+        return _Named(model.split("/")[1], repository=model)
+    if "/" in model or path.suffix in (".safetensors", *SUFFIXES):
+        raise InputError(f"there is no folder or file '{model}'")
+    raise aliases.unknown(model)
+
+
+def _architecture(named: _Named) -> Architecture:
+    """The architecture that MODEL names, which weights from elsewhere must have."""
+    if named.alias is not None and named.alias.configs:
+        return of_alias(named.name, named.alias.family, named.alias.configs)
+    if named.path is not None:
+        if not named.path.is_dir():
+            raise InputError(f"'{named.path}' is a single file, which gives no architecture to other weights: name an alias or a folder")
+        return of_folder(named.path, named.name)
+    return of_folder(hub.snapshot(named.repository, (*hub.CONFIGS, *hub.TOKENIZER), "unet/config.json")[0], named.name)
+
+
+def _seed(weights: str) -> int:
+    text = weights.partition(":")[2] or "0"
+    if not text.isdecimal():
+        raise InputError(f"'{weights}' names no seed: write random or random:SEED, with a whole number that is not negative")
+    return int(text)
+
+
+# --- the three ways in ---------------------------------------------------------------------------------------------------------------
+
+
+def _open_folder(named: _Named, folder: Path, architecture: Architecture, source: dict[str, Any], work: Path,
+                 allow_pickle: bool) -> Checkpoint:
+    for part in OPTIONAL:
+        if part in architecture.configs and not (folder / part).is_dir():
+            architecture = architecture.without(part)
+    wanted = _shapes(architecture)
+    hashed: dict[str, Path] = {}
+    stored: dict[str, Callable[[], Tensors]] = {}
+    for part in architecture.configs:
+        weights = weight_files(folder / part, part, allow_pickle)
+        hashed |= {f"{part}/{file.name}": file for file in weights}
+        stored[part] = partial(_of_folder, part, weights, wanted[part], allow_pickle)
+        check(part, stored[part](), wanted[part], f"'{folder}'", architecture.name)
+    files = _tokenizer(named, folder, work) | _preprocessor(architecture, folder, work)
+    return _checkpoint(architecture, files, source, work, wanted, stored, hashed)
+
+
+def _open_file(named: _Named, file: Path, source: dict[str, Any], work: Path, allow_pickle: bool) -> Checkpoint:
+    everything = read([file], allow_pickle)
+    ldm.require_ldm(everything, file)
+    architecture = ldm.architecture(everything, file) if named.path == file else _architecture(named)
+    for part in OPTIONAL:  # no single file has a safety checker
+        architecture = architecture.without(part)
+    wanted = _shapes(architecture)
+    stored: dict[str, Callable[[], Tensors]] = {}
+    for part, config in architecture.configs.items():
+        stored[part] = partial(_of_file, part, file, wanted[part], allow_pickle, config)
+        check(part, stored[part](), wanted[part], f"'{file}'", architecture.name)
+    if named.path == file:
+        base = ldm.alias(everything, file)
+        named = _Named(named.name, base, repository=base.repository)
+    return _checkpoint(architecture, _tokenizer(named, file.parent, work), source, work, wanted, stored, {file.name: file})
+
+
+def _of_folder(part: str, files: list[Path], wanted: dict[str, tuple[int, ...]], allow_pickle: bool) -> Tensors:
+    return renamed(part, read(files, allow_pickle), wanted)
+
+
+def _of_file(part: str, file: Path, wanted: dict[str, tuple[int, ...]], allow_pickle: bool, config: dict[str, Any]) -> Tensors:
+    return renamed(part, ldm.component(part, read([file], allow_pickle), config), wanted)
+
+
+def _open_random(named: _Named, seed: int, work: Path) -> Checkpoint:
+    architecture = _architecture(named)
+    source = {"kind": "random", "id": named.name, "revision": "", "seed": seed}
+    if named.alias is not None and named.path is None:
+        files = stand_in_files(aliases.TINY / "tokenizer", work, architecture.pad_token)
+        source["tokenizer"] = STAND_IN
+        folder = None
+    else:
+        folder = named.path or hub.snapshot(named.repository, (*hub.CONFIGS, *hub.TOKENIZER), "unet/config.json")[0]
+        files = tokenizer_files(folder / "tokenizer", work)
+    return _checkpoint(architecture, files | _preprocessor(architecture, folder, work), source, work, _shapes(architecture), {}, {})
+
+
+def _checkpoint(architecture: Architecture, files: dict[str, Path], source: dict[str, Any], work: Path,
+                wanted: dict[str, dict[str, tuple[int, ...]]], stored: dict[str, Callable[[], Tensors]],
+                hashed: dict[str, Path]) -> Checkpoint:
+    hashes = Hashes({**hashed, **files} if hashed else {})  # random weights have no files to name
+    return Checkpoint(architecture.name, architecture.family, architecture.configs, architecture.scheduler, files, source, work, wanted,
+                      stored, hashes)
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _shapes(architecture: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
+    return {part: shapes(skeleton(part, config)) for part, config in architecture.configs.items()}
+
+
+def _mappable(tensors: Tensors) -> bool:
+    """Whether a module can use the stored tensors as they are: float32, contiguous, aligned."""
+    return all(tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.data_ptr() % 4 == 0 for tensor in tensors.values())
+
+
+def _tokenizer(named: _Named, beside: Path, work: Path) -> dict[str, Path]:
+    """The tokenizer that stands beside the weights, or that MODEL brings, or that its alias has on the hub."""
+    for folder in (beside, named.path):
+        if folder is not None and (folder / "tokenizer").is_dir():
+            return tokenizer_files(folder / "tokenizer", work)
+    if named.alias is not None and not named.repository:
+        return stand_in_files(aliases.TINY / "tokenizer", work, _architecture(named).pad_token)
+    try:
+        if not named.repository:
+            raise Unavailable(f"'{named.name}' names no model on the hub")
+        folder = hub.snapshot(named.repository, hub.TOKENIZER, "tokenizer/vocab.json")[0]
+    except Unavailable as error:
+        raise Unavailable(
+            f"'{beside}' has no folder 'tokenizer', and that of '{named.repository or named.name}' is not in the hub's cache here and could "
+            f"not be fetched: put one there (vocab.json, merges.txt), or name a diffusers folder that has one as MODEL") from error
+    return tokenizer_files(folder / "tokenizer", work)
+
+
+def _preprocessor(architecture: Architecture, folder: Path | None, work: Path) -> dict[str, Path]:
+    """The safety checker's preprocessor_config.json, where there is a safety checker."""
+    name = "feature_extractor/preprocessor_config.json"
+    if "safety_checker" not in architecture.configs:
+        return {}
+    if folder is not None and (folder / name).is_file():
+        return {name: (folder / name).resolve()}
+    if architecture.preprocessor is None:
+        raise InputError(f"'{folder}' has a safety checker and no {name}: it is no complete diffusers model")
+    path = work / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(architecture.preprocessor, indent=2) + "\n", encoding="utf-8")
+    return {name: path}
