@@ -1,10 +1,14 @@
 # Handheld Diffusion. `make` or `make help` prints the targets; nothing but Python 3.11, make and (for the kernels) a C++ compiler is needed.
 
-PYTHON ?= python3.11
-MODEL ?= tiny
-TARGET ?= cpu
-OUT ?= build/$(notdir $(MODEL))-$(TARGET)
-PACKAGE ?= build/demo/package
+# What a user may set, on the command line only: `make export MODEL=sd14`.
+PYTHON = python3.11
+MODEL = tiny
+WEIGHTS =
+TARGET = cpu
+PRECISION =
+CHECK =
+OUT = build/$(notdir $(MODEL))-$(TARGET)
+PACKAGE = build/demo/package
 
 BIN := .venv/bin
 DEMO := build/demo
