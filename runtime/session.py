@@ -61,6 +61,11 @@ class Sessions:
         """Whether the package has a component of that name."""
         return component in self.package.manifest.components
 
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The components that are in memory."""
+        return tuple(self._loaded)
+
     def inputs(self, component: str) -> dict[str, Port]:
         """A component's inputs by name, in order. Errors: InputError where the package has no such component."""
         self.package.file(component)

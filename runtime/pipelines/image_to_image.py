@@ -18,8 +18,7 @@ def image_to_image(
         raise InputError("image to image needs an image")
     with opened(source) as sessions:
         diffusion = StableDiffusion(sessions, settings, on_step, progress)
-        timesteps = diffusion.timesteps()
         embeddings = diffusion.encode_prompts()
         known = diffusion.encode_image(pixels_of(settings.image, diffusion.settings.height, diffusion.settings.width))
-        latents = diffusion.scheduler.add_noise(known, diffusion.normal(known.shape), timesteps[0])
-        return diffusion.finish(diffusion.denoise(latents, timesteps, embeddings))
+        latents = diffusion.scheduler.add_noise(known, diffusion.normal(known.shape), diffusion.timesteps[0])
+        return diffusion.finish(diffusion.denoise(latents, embeddings))

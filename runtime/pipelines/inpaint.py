@@ -34,7 +34,6 @@ def inpaint(
             raise InputError(f"inpainting needs a U-Net of {shape[1]} or {2 * shape[1] + 1} channels: this one has {channels}")
         blends = channels == shape[1]
         only_noise = diffusion.settings.strength == 1.0
-        timesteps = diffusion.timesteps()
         embeddings = diffusion.encode_prompts()
 
         pixels = pixels_of(settings.image, height, width)
@@ -44,18 +43,18 @@ def inpaint(
         if known is None or only_noise:
             latents = noise * np.float32(diffusion.scheduler.init_noise_sigma)
         else:
-            latents = diffusion.scheduler.add_noise(known, noise, timesteps[0])
+            latents = diffusion.scheduler.add_noise(known, noise, diffusion.timesteps[0])
         # a U-Net that blends has no use for it, but diffusers draws for it all the same, before the steps' own noise
         masked = diffusion.encode_image(pixels * (mask < 0.5))
         factor = height // shape[2]
         small_mask = mask[:, :, ::factor, ::factor]
 
         def blend(index: int, latents: np.ndarray) -> np.ndarray:
-            last = index + 1 == len(timesteps)
-            outside = known if last else diffusion.scheduler.add_noise(known, noise, timesteps[index + 1])
+            last = index + 1 == len(diffusion.timesteps)
+            outside = known if last else diffusion.scheduler.add_noise(known, noise, diffusion.timesteps[index + 1])
             return (1 - small_mask) * outside + small_mask * latents
 
         if blends:
-            return diffusion.finish(diffusion.denoise(latents, timesteps, embeddings, after_step=blend))
+            return diffusion.finish(diffusion.denoise(latents, embeddings, after_step=blend))
         more = np.concatenate([np.repeat(small_mask, shape[0], axis=0), masked], axis=1)
-        return diffusion.finish(diffusion.denoise(latents, timesteps, embeddings, more_channels=more))
+        return diffusion.finish(diffusion.denoise(latents, embeddings, more_channels=more))

@@ -77,8 +77,8 @@ class Result:
     warnings: tuple[str, ...] = field(default=())
 
 
-def resolve(settings: Settings, sessions: Sessions) -> Resolved:
-    """Fills in the package's defaults and checks what can be checked before work starts. Errors: InputError."""
+def resolve(settings: Settings, sessions: Sessions, scheduler: str) -> Resolved:
+    """Fills in the package's defaults and checks what the scheduler, whose name is given, does not. Errors: InputError."""
     pipeline = sessions.package.manifest.pipeline
     steps = pipeline["steps"] if settings.steps is None else settings.steps
     guidance = float(pipeline["guidance"] if settings.guidance is None else settings.guidance)
@@ -89,12 +89,8 @@ def resolve(settings: Settings, sessions: Sessions) -> Resolved:
         raise InputError("there is no prompt: give one, it may be empty")
     if len(settings.seeds) != len(settings.prompts):
         raise InputError(f"{len(settings.prompts)} prompts need as many seeds, not {len(settings.seeds)}")
-    if steps < 1:
-        raise InputError(f"{steps} steps make no picture: give 1 or more")
     if not 0 <= guidance < float("inf"):
         raise InputError(f"guidance {guidance} is impossible: give 0 or more (1 and below: none)")
-    if not 0 < strength <= 1:
-        raise InputError(f"strength {strength} is impossible: give a number above 0, up to 1")
     if settings.strength is not None and settings.image is None:
         raise InputError("strength says how much of an image is changed: give an image with it")
     if settings.mask is not None and settings.image is None:
@@ -106,7 +102,7 @@ def resolve(settings: Settings, sessions: Sessions) -> Resolved:
         settings.negative,
         steps,
         guidance,
-        settings.scheduler or pipeline["scheduler"],
+        scheduler,
         height,
         width,
         strength,

@@ -42,10 +42,13 @@ class StableDiffusion:
     """One generation. The tasks call its methods in the order of the noise: encode prompts, start latents, denoise, finish."""
 
     def __init__(self, sessions: Sessions, settings: Settings, on_step: OnStep | None = None, progress: Progress | None = None) -> None:
-        """Errors: InputError for settings that the package can't do; see `resolve`."""
+        """Errors: InputError for settings that the package can't do."""
         manifest = sessions.package.manifest
         self.sessions = sessions
-        self.settings: Resolved = resolve(settings, sessions)
+        self.scheduler = schedulers.make({**manifest.scheduler, "eta": settings.eta}, settings.scheduler)
+        self.settings: Resolved = resolve(settings, sessions, self.scheduler.name)
+        self.scheduler.set_timesteps(self.settings.steps)
+        self.timesteps = self.scheduler.timesteps_from(self.settings.strength)
         self.on_step = on_step
         self.progress: Progress = progress or iter
         self.timings: dict[str, list[float]] = {}
@@ -56,8 +59,6 @@ class StableDiffusion:
         self.unet_inputs = sessions.inputs("unet")
         # a U-Net distilled with guidance takes the scale as an input and is called once (Meng et al. 2023)
         self.guided = self.settings.guidance > 1 and "timestep_cond" not in self.unet_inputs
-        self.scheduler = schedulers.make(manifest.scheduler, settings.scheduler)
-        self.scheduler.set_timesteps(self.settings.steps)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -70,14 +71,6 @@ class StableDiffusion:
     def normal(self, shape: Sequence[int]) -> np.ndarray:
         """Float32 standard normal [pictures, ...], each picture's row from its own generator."""
         return np.concatenate([noise.normal((1, *shape[1:])) for noise in self.noises])
-
-    def timesteps(self) -> np.ndarray:
-        """The scheduler's timesteps that `strength` leaves: its last int(steps * strength). Errors: InputError where that is none."""
-        steps, strength = self.settings.steps, self.settings.strength
-        kept = min(int(steps * strength), steps)
-        if kept < 1:
-            raise InputError(f"strength {strength} of {steps} steps leaves no step: give more of either")
-        return self.scheduler.timesteps[steps - kept :]
 
     def encode_prompts(self) -> np.ndarray:
         """Embeddings float32 [B, tokens, width] of the prompts; under guidance [2B, ...], those of the negative prompt first."""
@@ -93,7 +86,6 @@ class StableDiffusion:
     def denoise(
         self,
         latents: np.ndarray,
-        timesteps: np.ndarray,
         embeddings: np.ndarray,
         more_channels: np.ndarray | None = None,
         after_step: Callable[[int, np.ndarray], np.ndarray] | None = None,
@@ -101,12 +93,12 @@ class StableDiffusion:
         """The loop: predict, guide, step. `more_channels` [B, C, h, w] stand behind the latents in the U-Net's input; `after_step`
         changes the latents of a step. Errors: CheckFailed where the U-Net gives NaN or infinity.
         """
-        for index, timestep in enumerate(self.progress(timesteps)):
+        for index, timestep in enumerate(self.progress(self.timesteps)):
             sample = self.scheduler.scale_model_input(latents, timestep)
             if more_channels is not None:
                 sample = np.concatenate([sample, more_channels], axis=1)
             unconditional, conditional = self._predict(sample, timestep, embeddings)
-            where = f" at step {index + 1} of {len(timesteps)} (timestep {timestep})"
+            where = f" at step {index + 1} of {len(self.timesteps)} (timestep {timestep})"
             for predicted in (unconditional, conditional):
                 if predicted is not None:
                     _check_finite("unet", predicted, where)

@@ -23,4 +23,4 @@ def text_to_image(
         embeddings = diffusion.encode_prompts()
         noise = diffusion.normal(shape) if settings.latents is None else settings.latents.astype(np.float32)
         latents = noise * np.float32(diffusion.scheduler.init_noise_sigma)
-        return diffusion.finish(diffusion.denoise(latents, diffusion.timesteps(), embeddings))
+        return diffusion.finish(diffusion.denoise(latents, embeddings))
