@@ -1,0 +1,66 @@
+"""Seeded inputs for each graph of a package: what benchmarks and comparisons feed where no picture is wanted."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.manifest import Package, Port
+from runtime.tokenizer import Tokenizer
+
+PROMPT = "a red circle above a blue square on a yellow background"
+TIMESTEP = 500  # the middle of the 1,000 that all these models were trained with
+TOKENS = 77  # CLIP's context
+IN_PIXELS = ("vae_encoder", "safety_checker", "image_encoder")  # components whose height and width count pixels, not latents
+
+
+def size_of(package: Package, height: int | None, width: int | None) -> tuple[int, int]:
+    """The picture's height and width in pixels: as asked for, else the package's. Errors: InputError for an impossible size."""
+    pipeline = package.manifest.pipeline
+    multiple = pipeline.get("size_multiple", pipeline["vae_scale_factor"])
+    sides = []
+    for name, asked in (("height", height), ("width", width)):
+        side = pipeline[name] if asked is None else asked
+        if side <= 0 or side % multiple:
+            raise InputError(f"a {name} of {side} is not possible: this package takes multiples of {multiple}")
+        if not pipeline["dynamic"] and side != pipeline[name]:
+            raise InputError(f"this package has a {name} of {pipeline[name]} only, not {side}: export it with --{name} {side}")
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def example_inputs(package: Package, component: str, height: int, width: int, batch: int = 1) -> dict[str, np.ndarray]:
+    """Inputs of one component for a picture of `height` x `width` pixels: token ids of a prompt, else standard normal numbers.
+
+    Axes that the graph fixes keep their size, `batch` included. The same arguments give the same numbers on every machine.
+    Errors: InputError where the package has no such component, or a graph has a free axis of unknown meaning.
+    """
+    package.file(component)
+    scale = 1 if component in IN_PIXELS else package.manifest.pipeline["vae_scale_factor"]
+    free = {"batch_size": batch, "sequence_length": TOKENS, "height": height // scale, "width": width // scale}
+    inputs = {}
+    for port in package.manifest.components[component].inputs:
+        if unknown := [axis for axis in port.shape if isinstance(axis, str) and axis not in free]:
+            raise InputError(f"'{component}' has a free axis '{unknown[0]}' at '{port.name}', whose size nobody can guess")
+        shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in port.shape)
+        inputs[port.name] = _values(package, component, port, shape)
+    return inputs
+
+
+def batch_of(inputs: dict[str, np.ndarray]) -> int:
+    """Rows of the first input, which is the batch of every graph here."""
+    return len(next(iter(inputs.values())))
+
+
+def _values(package: Package, component: str, port: Port, shape: tuple[int, ...]) -> np.ndarray:
+    if port.name == "input_ids":
+        folder = "tokenizer_2" if component == "text_encoder_2" else "tokenizer"
+        ids = Tokenizer.from_folder(package.path / folder).encode(PROMPT)
+        return np.broadcast_to(ids, shape).astype(port.dtype)
+    if port.name == "timestep":
+        return np.full(shape, TIMESTEP, port.dtype)
+    # RandomState's stream is frozen across numpy's versions, default_rng's is not
+    rng = np.random.RandomState(zlib.crc32(f"{component}/{port.name}".encode()))
+    return rng.standard_normal(shape).astype(port.dtype)
