@@ -18,6 +18,12 @@ def tiny_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tiny_checkpoint: Path) -> Path:
+    """Its tokenizer. Nobody may write to it."""
+    return tiny_checkpoint / "tokenizer"
+
+
+@pytest.fixture(scope="session")
 def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its portable package, made once per run of the tests. Nobody may write to it: copy it."""
     out = tmp_path_factory.mktemp("package") / "tiny"
