@@ -1,0 +1,21 @@
+// Which instruction set the kernels use, chosen at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace handheld {
+
+enum class Isa { kPortable, kAvx2, kAvx512, kNeon };
+
+// The name of an instruction set as HANDHELD_ISA takes it: portable, avx2, avx512, neon.
+const char* name_of(Isa isa);
+
+// What this build has kernels for and this machine executes, slowest first. Never empty: portable is always there.
+std::vector<Isa> available_isas();
+
+// The fastest available one, or the one that the environment variable HANDHELD_ISA names (for tests and for finding faults).
+// Throws std::runtime_error, with a sentence, where that one is not available.
+Isa selected_isa();
+
+}  // namespace handheld

@@ -1,0 +1,13 @@
+// The list of the op rooms: each gives its operators for ONNX Runtime from its ort_op.cc.
+#pragma once
+
+#include <vector>
+
+struct OrtCustomOp;
+
+namespace handheld {
+
+// The operators live as long as the process.
+std::vector<const OrtCustomOp*> group_norm_ops();
+
+}  // namespace handheld

@@ -1,0 +1,222 @@
+// Vectors of floats, one struct of the same shape per instruction set: kernels are templates over them.
+//
+// A file that includes this is compiled once per instruction set, with that set's flags. Everything is in an unnamed namespace, and
+// kernels use no inline functions of the standard library, so that the linker can never pick a copy compiled for another machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace handheld {
+namespace {
+
+// What each struct has: `lanes`; loads and stores of all lanes, or of the first `count` (the others read as `fill`, and are not
+// written); `stream`, a store past the caches to an address aligned to the vector; arithmetic; `multiply_add(a, b, c)`, a * b + c;
+// `clamp`, into [low, high], what is not a number to low; `round`, to the nearest integer; `scale(v, n)`, v * 2^n for integral n in
+// [-252, 254], to infinity and to zero where that leaves the range; `sum`, over the lanes, in double.
+
+struct PortableVector {
+  static constexpr int lanes = 8;  // a multiple of what compilers find without being told
+  struct Register {
+    float lane[lanes];
+  };
+
+  template <typename Function>
+  static Register map(Function function) {
+    Register result;
+    for (int i = 0; i < lanes; ++i) result.lane[i] = function(i);
+    return result;
+  }
+
+  static Register broadcast(float value) {
+    return map([&](int) { return value; });
+  }
+  static Register load(const float* from) {
+    return map([&](int i) { return from[i]; });
+  }
+  static Register load_part(const float* from, int count, float fill) {
+    return map([&](int i) { return i < count ? from[i] : fill; });
+  }
+  static void store(float* to, Register v) {
+    for (int i = 0; i < lanes; ++i) to[i] = v.lane[i];
+  }
+  static void store_part(float* to, Register v, int count) {
+    for (int i = 0; i < count; ++i) to[i] = v.lane[i];
+  }
+  static void stream(float* to, Register v) { store(to, v); }
+  static void finish_streaming() {}
+
+  static Register add(Register a, Register b) {
+    return map([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static Register subtract(Register a, Register b) {
+    return map([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static Register multiply(Register a, Register b) {
+    return map([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static Register divide(Register a, Register b) {
+    return map([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  static Register multiply_add(Register a, Register b, Register c) {
+    return map([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  static Register clamp(Register v, float low, float high) {
+    return map([&](int i) { return !(v.lane[i] > low) ? low : v.lane[i] > high ? high : v.lane[i]; });
+  }
+  static Register round(Register v) {
+    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: has no digits left after the point
+    return map([&](int i) { return (v.lane[i] + kShift) - kShift; });
+  }
+  static Register scale(Register v, Register n) {
+    return map([&](int i) {
+      // twice half of the exponent: 2^n itself is not always a normal number
+      const std::int32_t whole = static_cast<std::int32_t>(n.lane[i]), half = whole / 2;
+      return v.lane[i] * power_of_two(half) * power_of_two(whole - half);
+    });
+  }
+  static double sum(Register v) {
+    double total = 0;
+    for (int i = 0; i < lanes; ++i) total += v.lane[i];
+    return total;
+  }
+
+ private:
+  static float power_of_two(std::int32_t n) {
+    const std::int32_t bits = (n + 127) * (1 << 23);
+    float result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return result;
+  }
+};
+
+#if defined(__AVX512F__)
+
+struct Avx512Vector {
+  static constexpr int lanes = 16;
+  using Register = __m512;
+
+  static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+
+  static Register broadcast(float value) { return _mm512_set1_ps(value); }
+  static Register load(const float* from) { return _mm512_loadu_ps(from); }
+  static Register load_part(const float* from, int count, float fill) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(count), from);
+  }
+  static void store(float* to, Register v) { _mm512_storeu_ps(to, v); }
+  static void store_part(float* to, Register v, int count) { _mm512_mask_storeu_ps(to, first(count), v); }
+  static void stream(float* to, Register v) { _mm512_stream_ps(to, v); }
+  static void finish_streaming() { _mm_sfence(); }
+
+  static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
+  static Register subtract(Register a, Register b) { return _mm512_sub_ps(a, b); }
+  static Register multiply(Register a, Register b) { return _mm512_mul_ps(a, b); }
+  static Register divide(Register a, Register b) { return _mm512_div_ps(a, b); }
+  static Register multiply_add(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
+  // max returns its second operand where one is not a number
+  static Register clamp(Register v, float low, float high) {
+    return _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+  }
+  static Register round(Register v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Register scale(Register v, Register n) { return _mm512_scalef_ps(v, n); }
+  static double sum(Register v) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+    const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  }
+};
+
+#elif defined(__AVX2__)
+
+struct Avx2Vector {
+  static constexpr int lanes = 8;
+  using Register = __m256;
+
+  static __m256i first(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+
+  static Register broadcast(float value) { return _mm256_set1_ps(value); }
+  static Register load(const float* from) { return _mm256_loadu_ps(from); }
+  static Register load_part(const float* from, int count, float fill) {
+    const __m256i mask = first(count);
+    return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(from, mask), _mm256_castsi256_ps(mask));
+  }
+  static void store(float* to, Register v) { _mm256_storeu_ps(to, v); }
+  static void store_part(float* to, Register v, int count) { _mm256_maskstore_ps(to, first(count), v); }
+  static void stream(float* to, Register v) { _mm256_stream_ps(to, v); }
+  static void finish_streaming() { _mm_sfence(); }
+
+  static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
+  static Register subtract(Register a, Register b) { return _mm256_sub_ps(a, b); }
+  static Register multiply(Register a, Register b) { return _mm256_mul_ps(a, b); }
+  static Register divide(Register a, Register b) { return _mm256_div_ps(a, b); }
+  static Register multiply_add(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
+  // max returns its second operand where one is not a number
+  static Register clamp(Register v, float low, float high) {
+    return _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
+  }
+  static Register round(Register v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Register scale(Register v, Register n) {
+    const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    return _mm256_mul_ps(_mm256_mul_ps(v, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+  }
+  static double sum(Register v) {
+    const __m256d pairs = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(pairs), _mm256_extractf128_pd(pairs, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+  }
+
+ private:
+  static __m256 power_of_two(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
+};
+
+#elif defined(__ARM_NEON)
+
+struct NeonVector {
+  static constexpr int lanes = 4;
+  using Register = float32x4_t;
+
+  static Register broadcast(float value) { return vdupq_n_f32(value); }
+  static Register load(const float* from) { return vld1q_f32(from); }
+  static Register load_part(const float* from, int count, float fill) {
+    float lane[lanes] = {fill, fill, fill, fill};
+    std::memcpy(lane, from, static_cast<std::size_t>(count) * sizeof(float));
+    return vld1q_f32(lane);
+  }
+  static void store(float* to, Register v) { vst1q_f32(to, v); }
+  static void store_part(float* to, Register v, int count) {
+    float lane[lanes];
+    vst1q_f32(lane, v);
+    std::memcpy(to, lane, static_cast<std::size_t>(count) * sizeof(float));
+  }
+  static void stream(float* to, Register v) { vst1q_f32(to, v); }  // there is no intrinsic for a store past the caches
+  static void finish_streaming() {}
+
+  static Register add(Register a, Register b) { return vaddq_f32(a, b); }
+  static Register subtract(Register a, Register b) { return vsubq_f32(a, b); }
+  static Register multiply(Register a, Register b) { return vmulq_f32(a, b); }
+  static Register divide(Register a, Register b) { return vdivq_f32(a, b); }
+  static Register multiply_add(Register a, Register b, Register c) { return vfmaq_f32(c, a, b); }
+  static Register clamp(Register v, float low, float high) { return vminnmq_f32(vmaxnmq_f32(v, vdupq_n_f32(low)), vdupq_n_f32(high)); }
+  static Register round(Register v) { return vrndnq_f32(v); }
+  static Register scale(Register v, Register n) {
+    const int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);
+    return vmulq_f32(vmulq_f32(v, power_of_two(half)), power_of_two(vsubq_s32(whole, half)));
+  }
+  static double sum(Register v) { return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(v)), vcvt_high_f64_f32(v))); }
+
+ private:
+  static float32x4_t power_of_two(int32x4_t n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)); }
+};
+
+#endif
+
+}  // namespace
+}  // namespace handheld
