@@ -41,7 +41,8 @@ $(SETUP):
 
 kernels: setup ## Compile the native kernels of runtime/ops, where there is a C++ compiler
 	@if command -v $(firstword $(CXX)) > /dev/null; then \
-	  $(BIN)/cmake -S runtime/ops -B build/ops -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release --log-level=WARNING \
+	  $(BIN)/cmake -S runtime/ops -B build/ops -G Ninja --log-level=WARNING \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython3_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_BUILD_TYPE=Release \
 	  && $(BIN)/cmake --build build/ops; \
 	else \
 	  echo "There is no C++ compiler ('$(CXX)'), so no native kernels: the reference bodies inside the packages run in their place."; \

@@ -98,7 +98,8 @@ def test_the_table_allows(path: str, source: str) -> None:
 
 
 def test_every_folder_of_python_files_is_a_package_that_is_installed() -> None:
-    folders = {str(Path(path).parent).replace("/", ".") for path in MODULES}
+    # the kernels' room holds C++, and a script of its build
+    folders = {str(Path(path).parent).replace("/", ".") for path in MODULES if not path.startswith("runtime/ops/")}
     assert folders == set(PROJECT["tool"]["setuptools"]["packages"])
     assert [folder for folder in folders if not (ROOT / folder.replace(".", "/") / "__init__.py").is_file()] == []
 
@@ -112,6 +113,13 @@ def test_every_data_file_of_a_package_is_installed() -> None:
     # the kernels of runtime/ops are compiled from the checkout, not installed
     data = [path for path in committed() if path.startswith(ROOMS) and not path.endswith(".py") and not path.startswith("runtime/ops/")]
     assert [path for path in data if not any(fnmatch(path, pattern) for pattern in patterns)] == []
+
+
+def test_a_custom_op_has_one_name_in_three_trees() -> None:
+    rules = {path.stem for path in (ROOT / "graph_passes/ops").glob("*.py")} - {"__init__"}
+    kernels = {path.parent.name for path in (ROOT / "runtime/ops").glob("*/ort_op.cc")}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/ops").glob("test_*.py")}
+    assert rules == kernels == tests
 
 
 def test_no_committed_file_names_a_folder_of_one_machine() -> None:
