@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graph_passes.errors import GraphError
+from graph_passes.ops.group_norm import FUSE_GROUP_NORM
+from graph_passes.passes.attach_bodies import ATTACH_BODIES
 from graph_passes.passes.constants import FOLD_CONSTANTS, LIFT_CONSTANTS
 from graph_passes.passes.duplicates import MERGE_INITIALIZERS, MERGE_NODES
 from graph_passes.passes.functions import INLINE_FUNCTIONS
 from graph_passes.passes.metadata import CLEAR_METADATA
 from graph_passes.passes.names import NAME_NODES
 from graph_passes.passes.shapes import INFER_SHAPES, SHARE_SIZES
+from graph_passes.passes.simplify import SIMPLIFY
 from graph_passes.passes.static_shapes import static_shapes
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.passes.weights import FOLD_WEIGHTS
@@ -20,6 +23,7 @@ from graph_passes.rules.compose_transposes import COMPOSE_TRANSPOSES
 from graph_passes.rules.compose_unsqueezes import COMPOSE_UNSQUEEZES
 from graph_passes.rules.fix_cast_target import FIX_CAST_TARGET
 from graph_passes.rules.fix_reshape_target import FIX_RESHAPE_TARGET
+from graph_passes.rules.fold_pad import FOLD_PAD
 from graph_passes.rules.remove_cast import REMOVE_CAST
 from graph_passes.rules.remove_concat import REMOVE_CONCAT
 from graph_passes.rules.remove_dropout import REMOVE_DROPOUT
@@ -68,6 +72,7 @@ PORTABLE: tuple[Pass, ...] = (
     SLICE_CONCAT.as_pass(),
     REMOVE_CONCAT.as_pass(),
     SPLIT_SEQUENCE.as_pass(),
+    FOLD_PAD.as_pass(),
     # arithmetic that changes nothing
     REMOVE_NEUTRAL_OPERAND.as_pass(),
     REMOVE_NAN_GUARD.as_pass(),
@@ -84,18 +89,19 @@ PORTABLE: tuple[Pass, ...] = (
     CLEAR_METADATA,
 )
 
-CPU: tuple[Pass, ...] = (*PORTABLE,)
+# custom ops with native kernels; optimizers inline functions, so the bodies come last
+CPU: tuple[Pass, ...] = (*PORTABLE, FUSE_GROUP_NORM, NAME_NODES, ATTACH_BODIES)
 
 TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU}
 
 
-def for_target(target: str, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> tuple[Pass, ...]:
-    """The passes for a target; with `shapes` ({input name: shape}) the graph becomes static first.
+def for_target(target: str, *, shapes: Mapping[str, tuple[int, ...]] | None = None, simplify: bool = False) -> tuple[Pass, ...]:
+    """The passes for a target; with `shapes` ({input name: shape}) the graph becomes static first, with `simplify` onnxsim sees it last.
 
     Errors: GraphError for a target without a pipeline.
     """
     if target not in TARGETS:
         raise GraphError(f"There is no pipeline for the target {target!r}. There is one for {' and '.join(TARGETS)}.")
-    if shapes:
-        return (INLINE_FUNCTIONS, LIFT_CONSTANTS, static_shapes(shapes), *TARGETS[target])
-    return TARGETS[target]
+    first = (INLINE_FUNCTIONS, LIFT_CONSTANTS, static_shapes(shapes)) if shapes else ()
+    last = (SIMPLIFY, NAME_NODES, CLEAR_METADATA) if simplify else ()
+    return (*first, *TARGETS[target], *last)

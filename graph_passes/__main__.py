@@ -1,0 +1,102 @@
+"""python -m graph_passes IN.onnx OUT.onnx: runs a pipeline on any ONNX file and prints what each pass did."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from graph_passes.errors import GraphError
+from graph_passes.files import check_free, load, save
+from graph_passes.pipelines import TARGETS, for_target
+from graph_passes.step import Step, run
+from graph_passes.values import nodes
+
+
+def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """`name=2x4x64x64` -> {name: (2, 4, 64, 64)}. Errors: GraphError where a text has another form."""
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.split("x"))
+        except ValueError:
+            name = ""
+        if not name:
+            raise GraphError(f"--static takes an input and its shape, such as sample=2x4x64x64, not {text!r}.")
+    return shapes
+
+
+def transform(source: Path, out: Path, target: str, static: tuple[str, ...], simplify: bool, force: bool, report: Path | None) -> None:
+    """Everything that the command does. Errors: GraphError."""
+    passes = for_target(target, shapes=parse_shapes(static), simplify=simplify)
+    if source.exists() and out.exists() and source.samefile(out):
+        raise GraphError(f"{source} is both the input and the output: name another output file.")
+    check_free(out, force)
+    if report is not None and not report.absolute().parent.is_dir():
+        raise GraphError(f"There is no folder {report.absolute().parent} to write {report.name} into.")
+    model = load(source)
+    before = nodes(model)
+    steps = run(model, passes)
+    after = nodes(model)
+    click.echo(table(steps))
+    click.echo(f"{before} nodes before, {after} after, in {sum(step.seconds for step in steps):.1f} s")
+    size = sum(tensor.nbytes for graph in model.graphs() for tensor in graph.initializers.tensors())
+    with tqdm(total=size, desc="weights", unit="B", unit_scale=True, leave=False) as bar:
+        save(model, out, bar.update)
+    click.echo(f"{out}: {size / 1e6:.1f} MB of weights")
+    if report is not None:
+        entries = [_entry(step) for step in steps]
+        content = {"target": target, "nodes_before": before, "nodes_after": after, "passes": entries}
+        report.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def table(steps: list[Step]) -> str:
+    """One line for each pass: its name, how many places it changed, its seconds, and what it refused."""
+    width = max(len(step.name) for step in steps)
+    lines = [f"{'pass':{width}}  applied  seconds"]
+    for step in steps:
+        lines.append(f"{step.name:{width}}  {step.applied:7}  {step.seconds:7.2f}")
+        lines += [f"{'':{width}}  not: {reason}" for reason in step.refused]
+    return "\n".join(lines)
+
+
+def _entry(step: Step) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": step.name, "applied": step.applied, "seconds": step.seconds}
+    return {**entry, "refused": list(step.refused)} if step.refused else entry
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("source", metavar="IN.onnx", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.onnx", type=click.Path(path_type=Path))
+@click.option("--target", default="portable", help=f"Whose pipeline to run: {', '.join(TARGETS)}.")
+@click.option("--json", "report", type=click.Path(path_type=Path), help="Write what each pass did to this file.")
+@click.option("--static", multiple=True, metavar="NAME=SHAPE", help="Fix the shape of an input, such as sample=2x4x64x64; repeatable.")
+@click.option("--simplify", is_flag=True, help="Try onnxsim at the end; for models below 64 MB.")
+@click.option("--force", is_flag=True, help="Replace OUT.onnx.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(
+    source: Path, out: Path, target: str, report: Path | None, static: tuple[str, ...], simplify: bool, force: bool, debug: bool
+) -> None:
+    """Rewrites IN.onnx for a target and writes OUT.onnx, with large weights in OUT.onnx_data beside it."""
+    # a terminated process unwinds like an interrupted one, so that nothing half-written is left
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        transform(source, out, target, static, simplify, force, report)
+    except GraphError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
