@@ -139,13 +139,13 @@ class Sessions:
         self.provider.add_to(options)
         return options
 
-    def _refused(self, component: str, library: Path | None, error: Exception) -> InputError | Unavailable:
+    def _refused(self, component: str, library: Path | None, error: Exception) -> InputError:
         sentence = f"ONNX Runtime can't load '{component}' on {self.provider.name}: {_first_line(error)}"
-        ops = [name for name in self.package.manifest.components[component].custom_ops if name.startswith(f"{CUSTOM_OPS_DOMAIN}.")]
-        if library is not None:
-            return InputError(f"{sentence} (with the custom ops of '{library}')")
-        if ops or f"{CUSTOM_OPS_DOMAIN}:" in str(error):
-            return InputError(f"{sentence} (it has custom ops of '{CUSTOM_OPS_DOMAIN}': build their library with 'make kernels')")
+        if self.package.manifest.components[component].custom_ops or CUSTOM_OPS_DOMAIN in str(error):
+            if library is None:
+                sentence += f" (it has custom ops of '{CUSTOM_OPS_DOMAIN}': build their library with 'make kernels')"
+            else:
+                sentence += f" (with the custom ops of '{library}')"
         return InputError(sentence)
 
 

@@ -38,9 +38,10 @@ def inpaint(
 
         pixels = pixels_of(settings.image, height, width)
         mask = mask_of(settings.mask, height, width)
-        known = diffusion.encode_image(pixels) if blends or not only_noise else None
+        if blends or not only_noise:
+            known = diffusion.encode_image(pixels)
         noise = diffusion.normal(shape)
-        if known is None or only_noise:
+        if only_noise:
             latents = noise * np.float32(diffusion.scheduler.init_noise_sigma)
         else:
             latents = diffusion.scheduler.add_noise(known, noise, diffusion.timesteps[0])

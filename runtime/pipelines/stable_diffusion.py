@@ -78,8 +78,7 @@ class StableDiffusion:
         texts = [*([self.settings.negative] * len(self.settings.prompts) if self.guided else []), *self.settings.prompts]
         unique = list(dict.fromkeys(texts))
         self.warnings += [warning for text in unique if (warning := tokenizer.warning(text))]
-        ids = np.concatenate([tokenizer.encode(text) for text in unique])
-        embeddings = self._run("text_encoder", {"input_ids": ids})["last_hidden_state"].astype(np.float32)
+        embeddings = self._run("text_encoder", {"input_ids": tokenizer.encode(unique)})["last_hidden_state"].astype(np.float32)
         _check_finite("text_encoder", embeddings)
         return embeddings[[unique.index(text) for text in texts]]
 

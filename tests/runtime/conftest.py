@@ -24,6 +24,8 @@ def rewrite(package: Path, change: Change) -> None:
     change(manifest)
     for name, entry in manifest["files"].items():
         entry |= {"bytes": (package / name).stat().st_size, "sha256": sha256_of(package / name)}
+    for component in manifest["components"].values():
+        component["sha256"] = manifest["files"].get(component["file"], component)["sha256"]
     (package / NAME).write_text(json.dumps(manifest))
 
 

@@ -54,7 +54,9 @@ def far(picture: np.ndarray, expected: np.ndarray) -> int:
     return int(np.abs(picture.astype(int) - (expected * 255).round().astype(int)).max())
 
 
-@pytest.mark.parametrize(("name", "eta"), [("pndm", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("euler", 0.0), ("euler_ancestral", 0.0), ("dpmpp_2m", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "eta"), [("pndm", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("euler", 0.0), ("euler_ancestral", 0.0), ("dpmpp_2m", 0.0)]
+)
 def test_the_picture_is_diffusers(name: str, eta: float, tiny_package: Path, torch_pipeline: StableDiffusionPipeline) -> None:
     scheduler_class, config = SCHEDULERS[name]
     torch_pipeline.scheduler = scheduler_class.from_config(torch_pipeline.scheduler.config, **config)
