@@ -27,6 +27,7 @@ from runtime.providers import provider
 DEMO_PACKAGE = Path("build/demo/package")
 PICTURES = 3  # whole pictures are timed at most this often
 MINIMUM_SNR_DB = 20.0  # half precision gives 40 and more: below this another provider does not compute the same function
+COLUMNS = ("provider", "component", "load ms", "median ms", "p90 ms", "p99 ms", "runs", "GFLOP/s", "peak MB", "vs cpu", "nodes ran on")
 Row = dict[str, Any]
 
 
@@ -169,8 +170,7 @@ def start(job: Job, folder: Path) -> dict[str, Any]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for a terminal: what was asked for, what it took, and where each node really ran."""
-    head = ("provider", "component", "load ms", "median ms", "p90 ms", "p99 ms", "runs", "GFLOP/s", "peak MB", "vs cpu", "nodes ran on")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [COLUMNS]
     for row in rows:
         speed = f"{row['flops'] / row['median_ms'] / 1e6:.1f}" if row["flops"] else "-"
         against = f"{row['snr_db_against_cpu']:.0f} dB" if "snr_db_against_cpu" in row else "-"
@@ -178,7 +178,7 @@ def table(rows: Sequence[Row]) -> str:
         figures = (f"{row['load_ms']:.0f}", *(f"{row[key]:.2f}" for key in ("median_ms", "p90_ms", "p99_ms")), str(row["runs"]))
         lines.append((row["ep"], row["component"], *figures, speed, f"{row['peak_rss_mb']:.0f}", against, where))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<", "<", *[">"] * (len(head) - 3), "<"]
+    sides = ["<", "<", *[">"] * (len(COLUMNS) - 3), "<"]
     aligned = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([aligned[0], "-" * max(map(len, aligned)), *aligned[1:]])
 

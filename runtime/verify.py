@@ -86,12 +86,17 @@ def check_files(path: Path, manifest: Manifest, on_bytes: Callable[[int], object
 def check_structure(package: Package, component: str) -> None:
     """That a component's graph is what the manifest says: opset, custom ops, external data, inputs and outputs.
 
-    Errors: CheckFailed that names the component and the difference; those of loading the graph.
+    Errors: CheckFailed that names the component and the differences, or says why the graph does not load.
     """
     entry = package.manifest.components[component]
-    wrong = [f"'{component}' {problem}" for problem in [*_graph_problems(package, entry), *_port_problems(package, component)]]
-    if wrong:
-        raise CheckFailed("; ".join(wrong))
+    try:
+        found = onnx_file.read(inside(package.path, entry.file))
+        # a graph that reads what it should not is not loaded
+        problems = list(_external_problems(package, entry, found)) or [*_graph_problems(entry, found), *_port_problems(package, component)]
+    except InputError as error:
+        raise CheckFailed(str(error)) from error
+    if problems:
+        raise CheckFailed("; ".join(f"'{component}' {problem}" for problem in problems))
 
 
 def check_picture(package: Package) -> tuple[int, int]:
@@ -169,14 +174,8 @@ def _leads_out(path: Path, link: Path) -> bool:
     return link.is_symlink() and not link.resolve().is_relative_to(path.resolve())
 
 
-def _graph_problems(package: Package, entry: ComponentEntry) -> Iterator[str]:
-    found = onnx_file.read(inside(package.path, entry.file))
-    if found.opsets[""] != entry.opset:
-        yield f"has opset {found.opsets['']} where the manifest says {entry.opset}"
-    custom = {f"{domain}.{name}": count for (domain, name), count in found.operators.items() if domain == CUSTOM_OPS_DOMAIN}
-    recorded = {(name if "." in name else f"{CUSTOM_OPS_DOMAIN}.{name}"): count for name, count in entry.custom_ops.items()}
-    if custom != recorded:
-        yield f"has the custom ops {custom} where the manifest says {recorded}"
+def _external_problems(package: Package, entry: ComponentEntry, found: onnx_file.OnnxFile) -> Iterator[str]:
+    """Where a graph keeps weights: only in the one file that the manifest names for it, and no further than that file goes."""
     folder = Path(entry.file).parent
     for location, size in found.external.items():
         name = (folder / location).as_posix()
@@ -186,6 +185,15 @@ def _graph_problems(package: Package, entry: ComponentEntry) -> Iterator[str]:
             yield f"needs {size} bytes of '{name}', which has {actual}"
     if entry.data and not found.external:
         yield f"keeps no weights in '{entry.data}', which the manifest names"
+
+
+def _graph_problems(entry: ComponentEntry, found: onnx_file.OnnxFile) -> Iterator[str]:
+    if found.opsets[""] != entry.opset:
+        yield f"has opset {found.opsets['']} where the manifest says {entry.opset}"
+    custom = {f"{domain}.{name}": count for (domain, name), count in found.operators.items() if domain == CUSTOM_OPS_DOMAIN}
+    recorded = {(name if "." in name else f"{CUSTOM_OPS_DOMAIN}.{name}"): count for name, count in entry.custom_ops.items()}
+    if custom != recorded:
+        yield f"has the custom ops {custom} where the manifest says {recorded}"
 
 
 def _port_problems(package: Package, component: str) -> Iterator[str]:
