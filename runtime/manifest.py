@@ -55,7 +55,8 @@ class Manifest:
     """See the contract in the README. `pipeline` holds what runs the components together:
 
     {family, height, width, batch (0: dynamic), dynamic, vae_scale_factor, scaling_factor, latent_channels, prediction_type,
-    steps, guidance, scheduler}: defaults for generation in pixels, steps and scales.
+    steps, guidance, scheduler}: defaults for generation in pixels, steps and scales. Optional: size_multiple, by which height and
+    width must divide (else vae_scale_factor; 64 for a U-Net that halves three times), and guidance_rescale.
     """
 
     model: str

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from runtime.errors import InputError, Unavailable
+from runtime.errors import InputError
 from runtime.manifest import Package, Port
 from runtime.providers import Provider, unavailable
 

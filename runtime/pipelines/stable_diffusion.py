@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime import schedulers
-from runtime.errors import CheckFailed, InputError
+from runtime.errors import CheckFailed
 from runtime.manifest import Package
 from runtime.noise import Noise
 from runtime.pipelines import autoencoder, batched, safety_checker

@@ -89,6 +89,18 @@ def test_the_picture_is_diffusers(name: str, eta: float, tiny_package: Path, tor
     assert {name: len(seconds) for name, seconds in result.timings.items() if name != "unet"} == {"text_encoder": 1, "vae_decoder": 1}
 
 
+def test_v_prediction_is_diffusers(changed: Any, torch_pipeline: StableDiffusionPipeline) -> None:
+    """As in Stable Diffusion 2.1. What the network predicts is another matter: the arithmetic must be the same."""
+    torch_pipeline.scheduler = DDIMScheduler.from_config(torch_pipeline.scheduler.config, prediction_type="v_prediction", clip_sample=False)
+    expected = torch_pipeline(
+        PROMPTS[0], num_inference_steps=4, guidance_scale=4.0, generator=generators()[:1], output_type="latent"
+    ).images
+    package = changed(lambda manifest: manifest["scheduler"].update(_class_name="DDIMScheduler", prediction_type="v_prediction"))
+    result = text_to_image(Package.open(package), Settings(PROMPTS[:1], SEEDS[:1], steps=4, guidance=4.0))
+    assert snr_db(expected.numpy(), result.latents) > LATENTS_DB
+    assert result.settings.scheduler == "ddim"
+
+
 def test_the_same_latents_give_diffusers_picture(tiny_package: Path, torch_pipeline: StableDiffusionPipeline) -> None:
     latents = np.random.default_rng(5).standard_normal((1, 4, 8, 8)).astype(np.float32)
     torch_pipeline.scheduler = EulerDiscreteScheduler.from_config(torch_pipeline.scheduler.config)
