@@ -21,8 +21,8 @@ class DpmSolverConfig(Config):
 
     accepted: ClassVar = {
         **Config.accepted,
-        "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads DEIS's and UniPC's values as these defaults
-        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+        "algorithm_type": ("dpmsolver++",),
+        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # DEIS's and UniPC's, which diffusers reads as midpoint
         "solver_order": (2,),
         "thresholding": (False, None),
         "use_exponential_sigmas": (False, None),
