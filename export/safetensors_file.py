@@ -26,7 +26,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
-BLOCK = 1 << 20  # elements that are in memory at once, per thread
+BLOCK = 1 << 18  # elements that are in memory at once, per thread: what a core's cache holds
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 # a private mapping may be written to without touching the file; without a reservation it may exceed the machine's memory

@@ -259,8 +259,8 @@ def _tokenizer(named: _Named, beside: Path, work: Path) -> dict[str, Path]:
         folder = hub.snapshot(named.repository, hub.TOKENIZER, "tokenizer/vocab.json")[0]
     except Unavailable as error:
         raise Unavailable(
-            f"'{beside}' has no folder 'tokenizer', and that of '{named.repository or named.name}' is not in the hub's cache here and could "
-            f"not be fetched: put one there (vocab.json, merges.txt), or name a diffusers folder that has one as MODEL") from error
+            f"'{beside}' has no folder 'tokenizer', and that of '{named.repository or named.name}' could not be had "
+            f"from the hub: put one there (vocab.json, merges.txt), or name a diffusers folder that has one as MODEL") from error
     return tokenizer_files(folder / "tokenizer", work)
 
 
