@@ -126,8 +126,14 @@ def make_unet() -> Callable[..., UNet2DConditionModel]:
 
 
 @pytest.fixture(scope="session")
-def torch_pipeline(tiny_checkpoint: Path) -> StableDiffusionPipeline:
-    """diffusers' pipeline on the embedded model, float32. Its components serve the other pipelines too."""
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.float32, safety_checker=None)
+def torch_components(tiny_checkpoint: Path) -> dict[str, Any]:
+    """The embedded model's modules in float32, as diffusers loads them."""
+    return StableDiffusionPipeline.from_pretrained(tiny_checkpoint, dtype=torch.float32, safety_checker=None).components
+
+
+@pytest.fixture
+def torch_pipeline(torch_components: dict[str, Any]) -> StableDiffusionPipeline:
+    """diffusers' pipeline on the embedded model. Its components serve the other pipelines too; its scheduler may be exchanged."""
+    pipeline = StableDiffusionPipeline(**torch_components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
