@@ -109,6 +109,10 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], object] = lambda
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise GraphError(f"{path.name} needs {size >> 20} MB on disk, and {path.parent} has {free >> 20} MB left.")
+
+    def written(tensor: ir.TensorProtocol, _: object) -> None:
+        progress(tensor.nbytes)
+
     stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         external = data.name if size > EXTERNAL_FROM else None
@@ -118,7 +122,7 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], object] = lambda
             format="protobuf",
             external_data=external,
             size_threshold_bytes=TENSOR_EXTERNAL_FROM,
-            callback=lambda tensor, _: progress(tensor.nbytes),
+            callback=written,
         )
         path.unlink(missing_ok=True)  # from here on there is no model, until there is the whole new one
         data.unlink(missing_ok=True)

@@ -86,9 +86,14 @@ def _clearer(first: Dimension, second: Dimension) -> Dimension:
     return second if first is None or (isinstance(first, str) and isinstance(second, int)) else first
 
 
-def emit(before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None) -> ir.Value:
-    """Adds a standard node in front of `before`, in whose module it counts, and returns its output."""
-    node = ir.node(op_type, inputs, attributes, name=before.name, metadata_props=dict(before.metadata_props))
+def emit(
+    before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any] | None = None, suffix: str = ""
+) -> ir.Value:
+    """Adds a standard node in front of `before` and returns its output.
+
+    It takes over the name of `before`, and with it its module; a rule that makes two nodes tells them apart by a suffix.
+    """
+    node = ir.node(op_type, inputs, attributes, name=f"{before.name or op_type}{suffix}", metadata_props=dict(before.metadata_props))
     assert before.graph is not None
     before.graph.insert_before(before, node)
     return node.outputs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -12,13 +13,42 @@ from graph_passes.values import add_initializer, dimensions
 
 
 def infer_shapes(model: ir.Model) -> int:
-    """Fills in types and shapes by ONNX's own inference, with the values of large initializers left out. Returns how many changed.
+    """Fills in types and shapes by ONNX's own inference, without the large weights. Returns how many values it says something new of.
 
     What the exporter wrote stays, so a name that it gave to a dimension goes on to the values that have none.
     """
-    before = {value: (value.dtype, dimensions(value)) for value in _values(model)}
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    return sum((value.dtype, dimensions(value)) != known for value, known in before.items())
+    common.NameFixPass()(model)  # what is inferred comes back by name
+    inferred = onnx.shape_inference.infer_shapes(_without_weights(model), check_type=False, strict_mode=False, data_prop=True)
+    known = {value.name: value for graph in ir.from_proto(inferred).graphs() for value in _outputs(graph)}
+    changed = 0
+    for graph in model.graphs():
+        for value in _outputs(graph):
+            found = known.get(value.name)
+            if found is None:
+                continue
+            before = (value.type, dimensions(value))
+            value.type = value.type or found.type
+            value.shape = found.shape if found.shape is not None else value.shape
+            changed += (value.type, dimensions(value)) != before
+    return changed
+
+
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    """The model with a reference to no file in the place of every large initializer: inference needs its shape alone."""
+    weights = {value: value.const_value for graph in model.graphs() for value in graph.initializers.values() if not _is_small(value)}
+    for value, tensor in weights.items():
+        assert tensor is not None
+        shape = ir.Shape(tensor.shape.numpy())
+        value.const_value = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=value.name or "")
+    try:
+        return ir.to_proto(model)
+    finally:
+        for value, tensor in weights.items():
+            value.const_value = tensor
+
+
+def _is_small(value: ir.Value) -> bool:
+    return value.const_value is None or value.const_value.nbytes <= 1 << 10
 
 
 def share_sizes(model: ir.Model) -> int:
@@ -47,8 +77,8 @@ def share_sizes(model: ir.Model) -> int:
     return replaced
 
 
-def _values(model: ir.Model) -> list[ir.Value]:
-    return [output for node in ir.traversal.RecursiveGraphIterator(model.graph) for output in node.outputs]
+def _outputs(graph: ir.Graph) -> list[ir.Value]:
+    return [output for node in graph for output in node.outputs if output.name]
 
 
 INFER_SHAPES = Pass("infer shapes", infer_shapes)

@@ -17,7 +17,7 @@ def rewrite(node: ir.Node) -> ir.Value:
         array = constant(each)
         if array is None or array.ndim:
             raise Refused("a choice is no scalar constant")
-    chosen = emit(node, "Where", [expand.inputs[0], yes, no])
+    chosen = emit(node, "Where", [expand.inputs[0], yes, no], suffix="_narrow")
     chosen.type, chosen.shape = yes.type, expand.inputs[0].shape  # type: ignore[union-attr]  # neither input is optional
     return emit(node, "Expand", [chosen, expand.inputs[1]])
 
