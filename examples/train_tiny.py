@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
@@ -268,6 +269,7 @@ def encode_pictures(training: Training, vae: AutoencoderKL, chosen: list[Scene],
 def train_unet(training: Training, unet: UNet2DConditionModel, meanings: torch.Tensor, captions: torch.Tensor, moments: torch.Tensor,
                scaling: float, stage: Stage, after: Callable[[int], None]) -> None:
     """`meanings` [captions, 77, 96] are the text encoder's outputs, the empty caption's last; picture i has the caption captions[i]."""
+    unet.set_attn_processor(AttnProcessor())  # plain matrix products: at 8x8 latents a third faster in training than the fused kernel
     optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.learning_rate, weight_decay=0.01)
     ema = Ema([unet], 0.999)
     alphas = DDIMScheduler(**NOISE).alphas_cumprod.to(training.device)

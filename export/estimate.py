@@ -1,0 +1,74 @@
+"""What an export will need, told before it starts: memory, disk and time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.weights import Checkpoint
+from runtime.errors import InputError
+
+GB = 1e9
+# Measured on two cores of a 2024 server (docs/measurements.md); a guess elsewhere, meant to tell seconds from hours.
+PYTHON_AND_GRAPH = 0.9 * GB  # torch, diffusers and one traced graph, whatever the weights
+TRACE_SECONDS = {"text_encoder": 6.0, "unet": 35.0, "vae": 14.0, "safety_checker": 8.0}
+WRITE_BYTES_PER_SECOND = 0.35 * GB
+SESSION_PER_WEIGHT_BYTE = 1.7  # ONNX Runtime: the weights, and its packed copies of them
+ACTIVATIONS = 1.3 * GB  # of a guided step at 512x512 and of the decoder
+FLOP_PER_SECOND = 150e9
+QUICK_FLOP_PER_WEIGHT = 12_000.0  # torch and ONNX Runtime together, two guided steps at 512x512
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of memory at the peak, bytes of disk at the peak, bytes of the finished package, seconds."""
+
+    memory: float
+    disk: float
+    package: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (f"about {self.memory / GB:.1f} GB of memory, {self.disk / GB:.1f} GB of disk ({self.package / GB:.1f} GB stay), "
+                f"{_duration(self.seconds)}")
+
+
+def estimate(checkpoint: Checkpoint, check: str) -> Estimate:
+    """Of an export with `check` full, quick or none."""
+    sizes = {name: 4.0 * checkpoint.parameters(name) for name in checkpoint.configs}
+    package = sum(sizes.values())
+    memory = PYTHON_AND_GRAPH
+    seconds = 6 + sum(TRACE_SECONDS.values()) + package / WRITE_BYTES_PER_SECOND
+    if check != "none":
+        # weights of a few megabytes have small activations too
+        activations = min(ACTIVATIONS, 5 * max(sizes.values()))
+        memory += SESSION_PER_WEIGHT_BYTE * max(sizes.values()) + activations
+        seconds += package / 4 * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * (6 if check == "full" else 1)
+    return Estimate(memory, package + checkpoint.scratch_bytes() + 0.05 * GB, package, seconds)
+
+
+def require(needed: Estimate, out: Path) -> None:
+    """Errors: InputError where the machine has too little memory or the disk of `out` too little room."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed.disk:
+        raise InputError(f"the disk of '{folder}' has {free / GB:.1f} GB free where this export needs {needed.disk / GB:.1f} GB: "
+                         "free some space or choose another disk")
+    available = available_memory()
+    if available is not None and available < needed.memory:
+        raise InputError(f"{available / GB:.1f} GB of memory are free where this export needs {needed.memory / GB:.1f} GB: close other "
+                         "programs, or take --check none, which needs the least")
+
+
+def available_memory() -> float | None:
+    """Bytes that programs can still get, as the kernel tells; None where it does not."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

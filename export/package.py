@@ -1,0 +1,166 @@
+"""The package folder: staged beside its place, whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from export.component import Component
+from graph_passes.step import Step
+from runtime.errors import CheckFailed, InputError
+from runtime.manifest import NAME, ComponentEntry, FileEntry, Manifest, Port, files_below, sha256_of
+
+CUSTOM_OPS_DOMAIN = "handheld"
+# Graphs with more bytes of weights keep them in model.onnx_data: protobuf ends at 2 GB, and a file of its own can be mapped.
+EXTERNAL_BYTES = 64 << 20
+# Tensors below this stay in the graph, where passes and readers find them.
+INLINE_TENSOR_BYTES = 1024
+# What the writers hold at most in memory, whatever the model's size.
+IN_FLIGHT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Two folders beside OUT: `package` becomes OUT at the end, `work` is scratch space that goes with the rest."""
+
+    package: Path
+    work: Path
+
+
+@contextmanager
+def staged(out: Path, force: bool = False) -> Iterator[Staging]:
+    """A place to build a package in. It becomes `out` when the block ends well, and disappears when it does not.
+
+    What an earlier, killed export left beside `out` is removed. Errors: InputError where `out` exists and `force` is not given, where its
+    folder cannot be written to, and where the disk is full.
+    """
+    if out.exists() and not force:
+        raise InputError(f"'{out}' exists: remove it, choose another folder, or give --force to replace it")
+    if out.exists() and not (out.is_dir() and ((out / NAME).is_file() or not any(out.iterdir()))):
+        raise InputError(f"'{out}' exists and is no package of this project: it will not be replaced")
+    out = out.absolute()
+    root = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out)
+        staging = Staging(root / "package", root / "work")
+        staging.package.mkdir(parents=True)
+        staging.work.mkdir()
+        yield staging
+        if out.exists():
+            out.rename(root / "replaced")
+        staging.package.rename(out)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise InputError(f"the disk of '{out.parent}' is full, and nothing was left there: free some space, or choose another "
+                             "disk") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise InputError(f"'{out.parent}' cannot be written to: {error.strerror}") from error
+        raise
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _remove_abandoned(out: Path) -> None:
+    for path in out.parent.glob(f".{out.name}.*.partial"):
+        process = path.name.removesuffix(".partial").rpartition(".")[2]
+        if process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_graph(folder: Path, component: str, model: ir.Model) -> tuple[str, str]:
+    """Writes `<component>/model.onnx`, with `model.onnx_data` where the weights are many; returns both names, "" for no data.
+
+    Tensors are read, written and dropped one after the other. Errors: CheckFailed where ONNX's own checker refuses the graph.
+    """
+    file = f"{component}/model.onnx"
+    (folder / component).mkdir(exist_ok=True)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if weights > EXTERNAL_BYTES:
+        data = f"{component}/model.onnx_data"
+        ir.save(model, folder / file, external_data="model.onnx_data", size_threshold_bytes=INLINE_TENSOR_BYTES, max_workers=2,
+                max_in_flight_bytes=IN_FLIGHT_BYTES)
+    else:
+        data = ""
+        ir.save(model, folder / file)
+    try:
+        onnx.checker.check_model(folder / file)
+    except onnx.checker.ValidationError as error:
+        raise CheckFailed(f"'{component}' is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+    return file, data
+
+
+def entry(component: Component, model: ir.Model, file: str, data: str, steps: list[Step], macs: int,
+          parity: dict[str, float] | None) -> ComponentEntry:
+    """The manifest's entry of a component; its hash is filled in by `finish`."""
+    ops: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        if node.domain == CUSTOM_OPS_DOMAIN:
+            ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    passes = tuple({"name": step.name, "applied": step.applied, "seconds": step.seconds} for step in steps)
+    opset = model.graph.opset_imports[""]
+    return ComponentEntry(file, "", _ports(model.graph.inputs), _ports(model.graph.outputs), opset, data=data,
+                          parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes, parity=parity)
+
+
+def _ports(values: Any) -> tuple[Port, ...]:
+    ports = []
+    for value in values:
+        shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+        ports.append(Port(value.name, value.dtype.numpy().name, shape))
+    return tuple(ports)
+
+
+def copy_files(folder: Path, files: dict[str, Path]) -> None:
+    """Copies what goes into the package as it is: {name in the package: file}."""
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+
+
+def write_config(folder: Path, component: str, config: dict[str, object]) -> None:
+    """config.json beside a component's graph, which optimum's loaders ask for."""
+    (folder / component / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_index(folder: Path, configs: dict[str, dict[str, Any]], scheduler: dict[str, Any]) -> None:
+    """model_index.json and the scheduler's config, as diffusers lays them out: what optimum opens a package by."""
+    checked = "safety_checker" in configs
+    inpaints = configs["unet"]["in_channels"] != configs["vae"]["latent_channels"]
+    index = {
+        "_class_name": "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
+        "_diffusers_version": importlib.metadata.version("diffusers"),
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
+        "requires_safety_checker": checked,
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if checked else [None, None],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n", encoding="utf-8")
+
+
+def finish(folder: Path, manifest: Manifest, known: Mapping[str, FileEntry] | None = None) -> Manifest:
+    """Hashes every file of the package into the manifest, writes it, and returns it. Those in `known` are not hashed again."""
+    known = known or {}
+    files = {name: known.get(name) or FileEntry(sha256_of(folder / name), (folder / name).stat().st_size) for name in files_below(folder)}
+    components = {name: replace(component, sha256=files[component.file].sha256) for name, component in manifest.components.items()}
+    complete = replace(manifest, components=components, files=files)
+    (folder / NAME).write_text(complete.to_json(), encoding="utf-8")
+    return complete
+

@@ -1,0 +1,151 @@
+"""A package against torch: component by component, then step by step, then the picture. What differs fails, by name.
+
+    python -m export.parity PACKAGE CHECKPOINT
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export.reference import Arrays, Trajectory, Walk
+from runtime.compare import max_abs, snr_db
+from runtime.errors import CheckFailed
+from runtime.manifest import Package
+from runtime.pipelines.settings import Settings
+from runtime.pipelines.stable_diffusion import StableDiffusion
+from runtime.providers import provider
+from runtime.session import Sessions
+from runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What parity asks for.
+
+    `component_snr_db`: of every output of every component. `step_snr_db`: of the latents after every step. A component at 90 dB passes
+    errors on: guidance g multiplies them by up to sqrt(g^2 + (g-1)^2) (20 dB at 7.5), and 20 steps may add up coherently (26 dB in the
+    worst case, 13 dB at random), which leaves 50. `picture`: the largest difference of a pixel, of 255. `sensitivity`: how far the
+    deviation of (conditioned - unconditioned) may be off torch's, relative.
+    """
+
+    component_snr_db: float = 90.0
+    step_snr_db: float = 50.0
+    picture: int = 2
+    sensitivity: float = 0.02
+
+
+FP32 = Limits()
+
+
+def check_component(sessions: Sessions, name: str, inputs: Arrays, expected: Arrays, limits: Limits = FP32) -> dict[str, float]:
+    """Runs one component and holds it against torch's outputs; returns {snr_db, max_abs}, the worst over its outputs.
+
+    Errors: CheckFailed naming the component and the output.
+    """
+    outputs = sessions.run(name, inputs)
+    worst = {"snr_db": float("inf"), "max_abs": 0.0}
+    for output, wanted in expected.items():
+        got = outputs[output]
+        if got.shape != wanted.shape:
+            raise CheckFailed(f"'{name}' gives '{output}' the shape {list(got.shape)} where torch gives {list(wanted.shape)}")
+        if wanted.dtype == bool:
+            if not np.array_equal(got, wanted):
+                raise CheckFailed(f"'{name}' gives another '{output}' than torch")
+            continue
+        if not np.isfinite(got).all():
+            raise CheckFailed(f"'{name}' gives NaN or infinity in '{output}'")
+        if got.size > 1 and float(np.ptp(got)) == 0.0 and float(np.ptp(wanted)) > 0.0:
+            raise CheckFailed(f"'{name}' gives a constant '{output}' where torch's varies")
+        decibel = snr_db(wanted, got)
+        worst = {"snr_db": min(worst["snr_db"], decibel), "max_abs": max(worst["max_abs"], max_abs(wanted, got))}
+        if decibel < limits.component_snr_db:
+            raise CheckFailed(f"'{name}' differs from torch: its '{output}' has an SNR of {decibel:.1f} dB where "
+                              f"{limits.component_snr_db:.0f} are asked for (largest difference {worst['max_abs']:.2g})")
+    return worst
+
+
+def package_trajectory(sessions: Sessions, taken: Walk) -> Trajectory:
+    """Takes a walk with the package: runtime's tokenizer, scheduler and ONNX Runtime."""
+    height, width = (side * sessions.package.manifest.pipeline["vae_scale_factor"] for side in taken.latents.shape[2:])
+    latents: list[np.ndarray] = []
+    timesteps: list[float] = []
+    predicted: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def on_step(_: int, timestep: Any, after: np.ndarray, unconditional: np.ndarray | None, conditional: np.ndarray) -> None:
+        assert unconditional is not None  # a walk is guided
+        timesteps.append(float(timestep))
+        latents.append(after)
+        predicted.append((unconditional, conditional))
+
+    settings = Settings.one_prompt(taken.prompt, taken.seed, steps=taken.steps, guidance=taken.guidance, height=height, width=width,
+                                   scheduler=None, safety_checker=False)
+    diffusion = StableDiffusion(sessions, settings, on_step)
+    embeddings = diffusion.encode_prompts()
+    diffusion.normal(taken.latents.shape)  # the noise that the walk starts with: the steps' own comes after it in the stream
+    start = taken.latents * np.float32(diffusion.scheduler.init_noise_sigma)
+    result = diffusion.finish(diffusion.denoise(start, embeddings, more_channels=taken.more_channels))
+    ids = Tokenizer.from_folder(sessions.package.path / "tokenizer").encode(taken.prompt)
+    return Trajectory(ids, diffusion.scheduler.name, timesteps, latents, predicted, result.images[0])
+
+
+def compare(reference: Trajectory, made: Trajectory, taken: Walk, limits: Limits = FP32) -> dict[str, Any]:
+    """Holds a package's trajectory against torch's; returns the manifest's `trajectory_parity`.
+
+    Errors: CheckFailed naming the component that the first difference points to.
+    """
+    if not np.array_equal(reference.ids, made.ids):
+        raise CheckFailed("'tokenizer' gives other ids than transformers for the prompt")
+    if len(reference.timesteps) != len(made.timesteps):
+        raise CheckFailed(f"'scheduler' takes {len(made.timesteps)} steps where diffusers takes {len(reference.timesteps)}")
+    steps: list[float] = []
+    ratios: list[float] = []
+    for index, (wanted, got) in enumerate(zip(reference.latents, made.latents, strict=True)):
+        where = f"at step {index + 1} of {len(reference.latents)}"
+        expected, timestep = reference.timesteps[index], made.timesteps[index]
+        if abs(expected - timestep) > 1e-3:
+            raise CheckFailed(f"'scheduler' is off: {where} it stands at timestep {timestep:g} where diffusers stands at {expected:g}")
+        ratios.append(_sensitivity(reference, made, index))
+        if not abs(ratios[-1] - 1) <= limits.sensitivity:
+            raise CheckFailed(f"'unet' hears the prompt {ratios[-1]:.3f} times as loud as in torch {where}: the condition does not arrive "
+                              "as it should")
+        steps.append(snr_db(wanted, got))
+        if not steps[-1] >= limits.step_snr_db:
+            predicted = snr_db(reference.predicted[index][1], made.predicted[index][1])
+            culprit = "unet" if predicted < limits.step_snr_db else "scheduler"
+            raise CheckFailed(f"'{culprit}' leaves torch's trajectory {where}: the latents have an SNR of {steps[-1]:.1f} dB where "
+                              f"{limits.step_snr_db:.0f} are asked for")
+    difference = int(np.abs(reference.picture.astype(int) - made.picture.astype(int)).max())
+    if difference > limits.picture:
+        raise CheckFailed(f"'vae_decoder' makes another picture of the same latents: a pixel differs by {difference} of 255 where "
+                          f"{limits.picture} are allowed, though the latents agree to {steps[-1]:.0f} dB: is the scaling factor right?")
+    return {
+        "prompt": taken.prompt, "steps": taken.steps, "guidance": taken.guidance, "seed": taken.seed, "scheduler": made.scheduler,
+        "snr_db_per_step": steps, "picture_max_diff": difference,
+        "prompt_sensitivity": max(ratios, key=lambda ratio: abs(ratio - 1)), "limits": asdict(limits),
+    }
+
+
+def _sensitivity(reference: Trajectory, made: Trajectory, index: int) -> float:
+    """std(cond - uncond) over torch's."""
+    wanted, got = (float(np.std(conditional - unconditional, dtype=np.float64))
+                   for unconditional, conditional in (reference.predicted[index], made.predicted[index]))
+    if wanted == 0.0:
+        raise CheckFailed("'unet' of the checkpoint itself does not hear the prompt: its sensitivity cannot be checked")
+    return got / wanted
+
+
+def save_pictures(package: Path, reference: Trajectory, made: Trajectory) -> None:
+    """Writes both pictures to `parity/` in the package, for the report."""
+    (package / "parity").mkdir(exist_ok=True)
+    Image.fromarray(reference.picture).save(package / "parity" / "torch.png")
+    Image.fromarray(made.picture).save(package / "parity" / "onnx.png")
+
+
+def open_sessions(package: Package) -> Sessions:
+    """The package on the CPU provider, one component in memory at a time."""
+    return Sessions(package, provider("cpu"), low_memory=True)

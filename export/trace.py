@@ -1,0 +1,90 @@
+"""Component -> ir.Model: the only call of torch.onnx.export."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+import torch._dynamo.config
+
+from export.component import Component
+from runtime.errors import CheckFailed
+
+# One opset for every package. At 20 the exporter writes GroupNorm as InstanceNormalization between reshapes, which every runtime
+# has a kernel for; at 21 as GroupNormalization, which ONNX Runtime's CPU provider expands into a dozen primitives.
+OPSET = 20
+
+
+def trace(component: Component, dynamic: bool) -> ir.Model:
+    """Traces a component with torch.export and lowers it to ONNX; the initializers are views of the module's parameters.
+
+    With `dynamic` the axes in `component.dynamic_axes` stay free and carry those names. Nothing of a parameter is read or copied.
+    Errors: CheckFailed where torch cannot trace the module.
+    """
+    shapes = {name: dict.fromkeys(component.dynamic_axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in component.example_inputs}
+    try:
+        with torch.no_grad(), _quiet(), torch._dynamo.config.patch(fake_tensor_cache_enabled=not dynamic):
+            # a hit in the cache of fake tensors costs a round of symbolic algebra where axes are free: 0.4 of the time without it
+            program = torch.onnx.export(
+                component.module, tuple(component.example_inputs.values()), dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
+                input_names=list(component.example_inputs), output_names=list(component.outputs),
+                dynamic_shapes=tuple(shapes.values()) if dynamic else None,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise CheckFailed(f"'{component.name}' cannot be traced: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    model = program.model
+    if dynamic:
+        _name_axes(model, component)
+    model.graph.name = component.name
+    return model
+
+
+def _name_axes(model: ir.Model, component: Component) -> None:
+    """Gives the free axes of inputs and outputs the component's names, and every symbol of torch's inside the name it stands for."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, name in component.dynamic_axes.get(str(value.name), {}).items():
+            assert value.shape is not None
+            names.setdefault(str(value.shape[axis]), name)
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b") if names else re.compile(r"(?!)")
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            _rename(value, symbol, names)
+    for value in model.graph.inputs:
+        _rename(value, symbol, names)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        for axis, name in component.dynamic_axes.get(str(value.name), {}).items():
+            shape = list(value.shape or ())
+            shape[axis] = ir.SymbolicDim(name)
+            value.shape = ir.Shape(shape)
+
+
+def _rename(value: ir.Value, symbol: re.Pattern[str], names: dict[str, str]) -> None:
+    if value.shape is None or value.shape.is_static():
+        return
+    value.shape = ir.Shape([
+        dim if isinstance(dim, int) or dim.value is None else ir.SymbolicDim(symbol.sub(lambda match: names[match[0]], dim.value))
+        for dim in value.shape
+    ])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's remarks about packages that no model here needs, and about its own workings, from the user's screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx._internal.exporter._registration", "torch.utils._sympy.interp")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
