@@ -9,6 +9,7 @@ import pytest
 import small_model
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -183,6 +184,17 @@ def test_a_single_file_gives_the_same_modules(small_folder: Path, tmp_path: Path
     assert checkpoint.provenance()["sha256"]["single.safetensors"] == small_model.sha256_of(file)
     # float32 is mapped: q, k and v of OpenCLIP's fused projection are thirds of it, one after the other
     assert checkpoint.scratch_bytes() == (0 if dtype == torch.float32 else sum(4 * checkpoint.parameters(name) for name in parts))
+
+
+def test_the_open_clip_text_encoder_is_converted_as_diffusers_does(parts: dict) -> None:
+    tensors = small_model.to_ldm(*(parts[name].state_dict() for name in ("unet", "vae", "text_encoder")), open_clip=True)
+    layers = parts["text_encoder"].config.num_hidden_layers
+    ours = ldm.component("text_encoder", tensors, {"num_hidden_layers": layers})
+    theirs = {name.removeprefix("text_model."): tensor for name, tensor in convert_open_clip_checkpoint(parts["text_encoder"], tensors).items()}
+    # diffusers knows the unused last block by the number that it has in the published file
+    unused = {name for name in theirs if name.startswith(f"encoder.layers.{layers}.")} | {"text_projection.weight"}
+    assert ours.keys() == theirs.keys() - unused
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def published_shapes(tmp_path: Path, cross: int, channels: int, steps: int | None = None) -> dict[str, torch.Tensor]:
