@@ -190,7 +190,8 @@ def test_the_open_clip_text_encoder_is_converted_as_diffusers_does(parts: dict) 
     tensors = small_model.to_ldm(*(parts[name].state_dict() for name in ("unet", "vae", "text_encoder")), open_clip=True)
     layers = parts["text_encoder"].config.num_hidden_layers
     ours = ldm.component("text_encoder", tensors, {"num_hidden_layers": layers})
-    theirs = {name.removeprefix("text_model."): tensor for name, tensor in convert_open_clip_checkpoint(parts["text_encoder"], tensors).items()}
+    converted = convert_open_clip_checkpoint(parts["text_encoder"], tensors)
+    theirs = {name.removeprefix("text_model."): tensor for name, tensor in converted.items()}
     # diffusers knows the unused last block by the number that it has in the published file
     unused = {name for name in theirs if name.startswith(f"encoder.layers.{layers}.")} | {"text_projection.weight"}
     assert ours.keys() == theirs.keys() - unused
