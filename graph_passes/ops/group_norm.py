@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from onnxscript import opset13, script
+from onnxscript import opset14, script
 from onnxscript.values import Opset
 
 from graph_passes.rule import Refused, adopt, emit, emit_constant, replace
@@ -20,10 +20,10 @@ from graph_passes.step import Pass
 from graph_passes.values import add_initializer, constant, dimensions, integer, is_constant, is_standard, producer, same_shape
 
 handheld = Opset("handheld", 1)
-op: Any = opset13  # a body is ONNX spelled as Python: its types are not Python's
+op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
 
 
-# The bodies keep to operators whose form is the same from opset 13 to 23, so that one text serves every graph. ReduceMean is not one
+# The bodies keep to operators whose form is the same from opset 14 to 23, so that one text serves every graph. ReduceMean is not one
 # of them (its axes became an input at 18), hence the sum over the count. The mean is subtracted before anything else is done:
 # folded into the bias it would lose the digits of a large mean.
 @script(handheld, default_opset=op)

@@ -10,7 +10,7 @@ from graph_passes.step import Pass
 
 DOMAIN = "handheld"
 VERSION = 1
-OLDEST_OPSET, NEWEST_OPSET = 13, 23  # where the operators of the bodies have the form in which they are written
+OLDEST_OPSET, NEWEST_OPSET = 14, 23  # where the bodies are valid and shapes are inferred through them
 
 
 def attach_bodies(model: ir.Model) -> int:
@@ -19,33 +19,30 @@ def attach_bodies(model: ir.Model) -> int:
     It must be the last pass of a pipeline: optimizers inline functions, and that undoes the fusion.
     Errors: GraphError where the model's opset is none that the bodies are written for.
     """
-    missing = _used(model) - {name for domain, name, _ in model.functions if domain == DOMAIN}
-    if not missing:
-        return 0
+    attached = len(model.functions)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain == DOMAIN:
+            _attach(node.op_type, model)
+    return len(model.functions) - attached
+
+
+ATTACH_BODIES = Pass("attach bodies", attach_bodies)
+
+
+def _attach(name: str, model: ir.Model) -> None:
+    """Attaches one body, behind those of the ops that it uses itself: readers may expect a function before its first use."""
+    if (DOMAIN, name, "") in model.functions:
+        return
     opset = model.opset_imports.get("", 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise GraphError(
             f"the model has opset {opset}, and the bodies of the custom ops are written for {OLDEST_OPSET} to {NEWEST_OPSET}: "
             "export it at one of those"
         )
-    attached = 0
-    while missing:
-        for name in sorted(missing):
-            function = ir.serde.deserialize_function(BODIES[name].to_function_proto())
-            function.opset_imports.update({"": opset, DOMAIN: VERSION})
-            model.functions[function.identifier()] = function
-            attached += 1
-        missing = _used(model) - {name for domain, name, _ in model.functions if domain == DOMAIN}  # a body may use another op
+    function = ir.serde.deserialize_function(BODIES[name].to_function_proto())
+    for node in function:
+        if node.domain == DOMAIN:
+            _attach(node.op_type, model)
+    function.opset_imports.update({"": opset, DOMAIN: VERSION})
+    model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = VERSION
-    return attached
-
-
-ATTACH_BODIES = Pass("attach bodies", attach_bodies)
-
-
-def _used(model: ir.Model) -> set[str]:
-    """Names of the custom ops in the graph, its subgraphs and the functions."""
-    nodes = [*ir.traversal.RecursiveGraphIterator(model.graph)]
-    for function in model.functions.values():
-        nodes += ir.traversal.RecursiveGraphIterator(function)
-    return {node.op_type for node in nodes if node.domain == DOMAIN}
