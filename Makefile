@@ -52,7 +52,7 @@ demo: kernels ## From the trained model in models/tiny to a checked package, a p
 	$(BIN)/python -m export tiny $(DEMO)/package --force
 	$(BIN)/python -m runtime.generate $(DEMO)/package "$(PROMPT)" --out $(DEMO)/picture.png
 	$(BIN)/python -m runtime.bench $(DEMO)/package --json $(DEMO)/bench.json
-	$(BIN)/python -m runtime.report $(DEMO)/package --bench $(DEMO)/bench.json --out $(DEMO)/report.html
+	$(BIN)/python -m runtime.report $(DEMO)/package --bench $(DEMO)/bench.json --prompt "$(PROMPT)" --out $(DEMO)/report.html
 	@printf '\n%s\n' "$(PROMPT):" "  picture  $(DEMO)/picture.png" "  report   $(DEMO)/report.html" "  package  $(DEMO)/package"
 
 test: kernels ## Run every test: C++, then Python
@@ -82,9 +82,10 @@ $(SETUP_INTEROP):
 # Two proofs: optimum runs what we export, and our passes take what optimum exports.
 interop: setup $(SETUP_INTEROP) ## Prove in a second environment that optimum's pipelines and ours take each other's packages
 	$(BIN)/python -m export tiny $(INTEROP)/package --target portable --force
-	rm -rf $(INTEROP)/optimum
+	rm -rf $(INTEROP)/optimum $(INTEROP)/rewritten
 	.venv-interop/bin/optimum-cli export onnx --model models/tiny --task text-to-image $(INTEROP)/optimum
 	for graph in $(GRAPHS); do \
+	  mkdir -p $(INTEROP)/rewritten/$$graph || exit; \
 	  $(BIN)/python -m graph_passes $(INTEROP)/optimum/$$graph/model.onnx $(INTEROP)/rewritten/$$graph/model.onnx --target portable || exit; \
 	done
 	.venv-interop/bin/python -m pytest tests/interop --confcutdir tests/interop

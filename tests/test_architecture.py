@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph_passes": {"graph_passes", "numpy", "onnx", "onnx_ir", "onnxscript", "onnxsim", "click", "tqdm"},
     "graph_passes/plan.py": {"onnxruntime.tools"},
     "runtime": {"runtime", "numpy", "onnxruntime", "tokenizers", "PIL", "click", "tqdm"},
-    "runtime/report": {"jinja2", "matplotlib"},
+    "runtime/report": {"jinja2", "markupsafe", "matplotlib"},
     "android_bench": {"android_bench", "runtime.manifest", "runtime.report", "click", "tqdm"},
     "export": {
         *("export", "graph_passes", "runtime"),
