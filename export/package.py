@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from PIL import Image
 
 from export.component import Component
 from graph_passes.step import Step
@@ -101,8 +103,7 @@ def write_graph(folder: Path, component: str, model: ir.Model) -> tuple[str, str
     return file, data
 
 
-def entry(component: Component, model: ir.Model, file: str, data: str, steps: list[Step], macs: int,
-          parity: dict[str, float] | None) -> ComponentEntry:
+def entry(component: Component, model: ir.Model, file: str, data: str, steps: list[Step], macs: int) -> ComponentEntry:
     """The manifest's entry of a component; its hash is filled in by `finish`."""
     ops: dict[str, int] = {}
     for node in model.graph.all_nodes():
@@ -111,7 +112,7 @@ def entry(component: Component, model: ir.Model, file: str, data: str, steps: li
     passes = tuple({"name": step.name, "applied": step.applied, "seconds": step.seconds} for step in steps)
     opset = model.graph.opset_imports[""]
     return ComponentEntry(file, "", _ports(model.graph.inputs), _ports(model.graph.outputs), opset, data=data,
-                          parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes, parity=parity)
+                          parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes)
 
 
 def _ports(values: Any) -> tuple[Port, ...]:
@@ -153,6 +154,13 @@ def write_index(folder: Path, configs: dict[str, dict[str, Any]], scheduler: dic
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n", encoding="utf-8")
+
+
+def write_pictures(folder: Path, torch_picture: np.ndarray, onnx_picture: np.ndarray) -> None:
+    """Both pictures of the trajectory, uint8 [H, W, 3], to `parity/`, where the report finds them."""
+    (folder / "parity").mkdir(exist_ok=True)
+    for name, picture in (("torch", torch_picture), ("onnx", onnx_picture)):
+        Image.fromarray(picture).save(folder / "parity" / f"{name}.png")
 
 
 def finish(folder: Path, manifest: Manifest, known: Mapping[str, FileEntry] | None = None) -> Manifest:

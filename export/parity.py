@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import click
 import numpy as np
-from PIL import Image
+from tqdm import tqdm
 
-from export.reference import Arrays, Trajectory, Walk
+from export.reference import Arrays, Oracle, Trajectory, Walk, ask
+from export.weights import open_checkpoint
+from runtime.cli import command
 from runtime.compare import max_abs, snr_db
 from runtime.errors import CheckFailed
 from runtime.manifest import Package
@@ -40,6 +45,16 @@ class Limits:
 
 
 FP32 = Limits()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a passed check measured: {component: {snr_db, max_abs}}, the manifest's `trajectory_parity`, and the package's picture,
+    uint8 [H, W, 3]."""
+
+    components: dict[str, dict[str, float]]
+    trajectory: dict[str, Any]
+    picture: np.ndarray
 
 
 def check_component(sessions: Sessions, name: str, inputs: Arrays, expected: Arrays, limits: Limits = FP32) -> dict[str, float]:
@@ -139,13 +154,42 @@ def _sensitivity(reference: Trajectory, made: Trajectory, index: int) -> float:
     return got / wanted
 
 
-def save_pictures(package: Path, reference: Trajectory, made: Trajectory) -> None:
-    """Writes both pictures to `parity/` in the package, for the report."""
-    (package / "parity").mkdir(exist_ok=True)
-    Image.fromarray(reference.picture).save(package / "parity" / "torch.png")
-    Image.fromarray(made.picture).save(package / "parity" / "onnx.png")
+def check_package(made: Package, oracle: Oracle, step: Callable[[str], object] = str, limits: Limits = FP32) -> Found:
+    """Holds a package against torch: every component, then the trajectory, on the CPU provider with one component in memory at a time.
+
+    `step` is told what begins. Errors: CheckFailed naming the component that differs.
+    """
+    with Sessions(made, provider("cpu"), low_memory=True) as sessions:
+        components = {}
+        for name, (inputs, outputs) in oracle.components.items():
+            step(f"parity: {name}")
+            components[name] = check_component(sessions, name, inputs, outputs, limits)
+        step("parity: trajectory")
+        walked = package_trajectory(sessions, oracle.walk)
+    return Found(components, compare(oracle.trajectory, walked, oracle.walk, limits), walked.picture)
 
 
-def open_sessions(package: Package) -> Sessions:
-    """The package on the CPU provider, one component in memory at a time."""
-    return Sessions(package, provider("cpu"), low_memory=True)
+@command
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
+@click.option("--weights", help="As for python -m export.")
+@click.option("--check", type=click.Choice(["full", "quick"]), default="full")
+def main(package: Path, checkpoint: str, weights: str | None, check: str) -> None:
+    """Holds PACKAGE against CHECKPOINT (an alias, a hub id, a folder, a file) in torch, and prints what was measured."""
+    opened = Package.open(package)
+    with TemporaryDirectory() as work, tqdm(desc="parity", unit="step", total=2 * len(opened.manifest.components) + 2) as bar:
+
+        def step(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        oracle = ask(open_checkpoint(checkpoint, weights, Path(work)), opened.manifest.pipeline, check, Path(work), step)
+        found = check_package(opened, oracle, step)
+    for name, figures in found.components.items():
+        click.echo(f"{name}: SNR {figures['snr_db']:.1f} dB, largest difference {figures['max_abs']:.2g}")
+    click.echo(f"{found.trajectory['steps']} steps: SNR {min(found.trajectory['snr_db_per_step']):.1f} dB at the worst step, "
+               f"pixels within {found.trajectory['picture_max_diff']}/255")
+
+
+if __name__ == "__main__":
+    main()

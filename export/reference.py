@@ -6,7 +6,9 @@ tokenizer. One module at a time is in memory.
 
 from __future__ import annotations
 
+import gc
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from export.weights import Checkpoint
 from runtime.noise import Noise
 
 Arrays = dict[str, np.ndarray]
+FULL_STEPS, QUICK_STEPS = 20, 2
+QUICK_SIDE = 512  # pixels of the quick check's pictures, at most
+PROMPTS = {"tiny": "a red circle above a blue square on a yellow background"}
+PROMPT = "a photo of an astronaut riding a horse on mars"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,39 @@ class Trajectory:
     latents: list[np.ndarray]
     predicted: list[tuple[np.ndarray, np.ndarray]]
     picture: np.ndarray
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Everything that torch said: {component: (inputs, outputs)}, and the walk with its trajectory."""
+
+    components: dict[str, tuple[Arrays, Arrays]]
+    walk: Walk
+    trajectory: Trajectory
+
+
+def ask(checkpoint: Checkpoint, pipeline: dict[str, Any], check: str, work: Path, step: Callable[[str], object] = str) -> Oracle:
+    """Runs a checkpoint in torch. `pipeline` is the package's (see Manifest), `check` full or quick; `step` is told what begins.
+
+    A dynamic package is asked at sides that it was not traced at: the components at half the size and not square, the walk at the
+    model's own size, with `quick` at 512 pixels at most.
+    """
+    height, width, factor, dynamic = (pipeline[key] for key in ("height", "width", "vae_scale_factor", "dynamic"))
+    if check == "quick" and dynamic:
+        height, width = min(height, QUICK_SIDE), min(width, QUICK_SIDE)
+    sides = (height // 2 // factor * factor, width // 2 // factor * factor + factor) if dynamic else (height, width)
+    components = {}
+    for name, build in sd.components(checkpoint, None if dynamic else (height, width), pipeline["batch"]):
+        step(f"torch: {name}")
+        component = build()
+        inputs = seeded_inputs(component, *sides, factor, batch=max(1, pipeline["batch"]))
+        components[name] = (inputs, component_outputs(component, inputs))
+        del component
+        gc.collect()  # the module's mapped weights leave memory before the next one's come
+    step("torch: trajectory")
+    taken = walk(PROMPTS.get(checkpoint.alias, PROMPT), FULL_STEPS if check == "full" else QUICK_STEPS, pipeline["guidance"], height, width,
+                 checkpoint.configs["unet"], factor)
+    return Oracle(components, taken, torch_trajectory(checkpoint, taken, work))
 
 
 def walk(prompt: str, steps: int, guidance: float, height: int, width: int, config: dict[str, Any], factor: int, seed: int = 0) -> Walk:

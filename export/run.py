@@ -6,15 +6,18 @@ import gc
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from export import package, parity, reference
+from export import package
 from export.component import Component
 from export.estimate import Estimate, estimate, require
 from export.families import sd
+from export.parity import check_package
+from export.reference import Oracle, ask, seeded_inputs
 from export.trace import trace
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.errors import GraphError
@@ -27,11 +30,7 @@ from runtime.manifest import ComponentEntry, Manifest, Package
 
 CHECKS = ("full", "quick", "none")
 SMALL = 100_000_000  # parameters: up to here the full check takes seconds
-FULL_STEPS, QUICK_STEPS = 20, 2
-QUICK_SIDE = 512  # pixels of the quick check's pictures, at most
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "handheld-diffusion")
-PROMPTS = {"tiny": "a red circle above a blue square on a yellow background"}
-PROMPT = "a photo of an astronaut riding a horse on mars"
 
 
 @dataclass(frozen=True)
@@ -72,72 +71,51 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         say(f"{checkpoint.alias}: {_megabytes(needed)}; this takes {needed}; check: {check}")
         require(needed, request.out)
 
-        side = (defaults["height"], defaults["width"])
-        if check == "quick" and request.dynamic:
-            side = (min(side[0], QUICK_SIDE), min(side[1], QUICK_SIDE))
         entries: dict[str, ComponentEntry] = {}
-        oracle: dict[str, tuple[reference.Arrays, reference.Arrays]] = {}
-        with tqdm(total=len(parts) * 4 + 3, desc="export", unit="step") as bar:
+        with tqdm(total=len(parts) * (4 if check == "none" else 6) + (1 if check == "none" else 3), desc="export", unit="step") as bar:
+            step = partial(_begin, bar)
             for name, build in parts:
-                bar.set_postfix_str(f"{name}: trace")
+                step(f"{name}: trace")
                 component = build()
                 model = trace(component, request.dynamic)
-                bar.update()
-                bar.set_postfix_str(f"{name}: passes")
+                step(f"{name}: passes")
                 steps = run(model, passes)
-                bar.update()
-                bar.set_postfix_str(f"{name}: write")
+                step(f"{name}: write")
                 file, data = package.write_graph(staging.package, name, model)
-                macs = sum(count_macs(model, _shapes(component, defaults)).values())
-                entries[name] = package.entry(component, model, file, data, steps, macs, None)
                 package.write_config(staging.package, name, component.config)
-                del model
-                bar.update()
-                if check != "none":
-                    bar.set_postfix_str(f"{name}: torch")
-                    inputs = _inputs(component, side, request.dynamic, defaults["vae_scale_factor"])
-                    oracle[name] = (inputs, reference.component_outputs(component, inputs))
-                bar.update()
-                del component
-                gc.collect()
+                step(f"{name}: count")
+                macs = sum(count_macs(model, _shapes(component, defaults)).values())
+                entries[name] = package.entry(component, model, file, data, steps, macs)
+                del component, model
+                gc.collect()  # the module's mapped weights leave memory before the next one's come
+            step("hashes")
             package.copy_files(staging.package, checkpoint.files)
             scheduler = sd.scheduler_config(checkpoint)
             package.write_index(staging.package, checkpoint.configs, scheduler)
             tools = {name: importlib.metadata.version(name) for name in TOOLS}
             manifest = Manifest(checkpoint.alias, checkpoint.provenance(), request.target, request.precision, tools, defaults, entries,
                                 scheduler, {})
-            bar.set_postfix_str("hashes")
-            manifest = package.finish(staging.package, manifest)
-            bar.update()
+            package.finish(staging.package, manifest)
             if check != "none":
-                bar.set_postfix_str("trajectory: torch")
-                prompt = PROMPTS.get(checkpoint.alias, PROMPT)
-                taken = reference.walk(prompt, FULL_STEPS if check == "full" else QUICK_STEPS, defaults["guidance"], *side,
-                                       checkpoint.configs["unet"], defaults["vae_scale_factor"])
-                expected = reference.torch_trajectory(checkpoint, taken, staging.work)
-                gc.collect()
-                bar.update()
-                bar.set_postfix_str("trajectory: package")
-                manifest = check_package(Package.open(staging.package), oracle, taken, expected)
+                oracle = ask(checkpoint, defaults, check, staging.work, step)
+                record(Package.open(staging.package), oracle, step)
             bar.update(bar.total - bar.n)
-            bar.set_postfix_str("")
     return Package.open(request.out)
 
 
-def check_package(made: Package, oracle: dict[str, tuple[reference.Arrays, reference.Arrays]], taken: reference.Walk,
-                  expected: reference.Trajectory) -> Manifest:
-    """Holds a package against torch, component by component and along a trajectory; writes what was measured into its manifest.
+def record(made: Package, oracle: Oracle, step: Callable[[str], object]) -> None:
+    """Holds a package against torch and writes what was measured, and both pictures, into it. Errors: CheckFailed."""
+    found = check_package(made, oracle, step)
+    package.write_pictures(made.path, oracle.trajectory.picture, found.picture)
+    entries = {name: replace(entry, parity=found.components[name]) for name, entry in made.manifest.components.items()}
+    package.finish(made.path, replace(made.manifest, components=entries, trajectory_parity=found.trajectory), made.manifest.files)
 
-    Errors: CheckFailed naming the component.
-    """
-    entries = dict(made.manifest.components)
-    with parity.open_sessions(made) as sessions:
-        for name, (inputs, outputs) in oracle.items():
-            entries[name] = replace(entries[name], parity=parity.check_component(sessions, name, inputs, outputs))
-        walked = parity.package_trajectory(sessions, taken)
-    found = parity.compare(expected, walked, taken)
-    parity.save_pictures(made.path, expected, walked)
-    return package.finish(made.path, replace(made.manifest, components=entries, trajectory_parity=found), made.manifest.files)
+
+def _begin(bar: tqdm, what: str) -> None:
+    """Shows that a step begins, and so that the one before it has ended."""
+    if bar.postfix:
+        bar.update()
+    bar.set_postfix_str(what)
 
 
 def _defaults(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
@@ -166,16 +144,9 @@ def _defaults(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
     }
 
 
-def _inputs(component: Component, side: tuple[int, int], dynamic: bool, factor: int) -> reference.Arrays:
-    """Seeded inputs: of a dynamic package at another batch and at sides that are no multiple of what it was traced at."""
-    if not dynamic:
-        return reference.seeded_inputs(component, *side, factor, batch=next(iter(component.example_inputs.values())).shape[0])
-    return reference.seeded_inputs(component, side[0] // 2, side[1] // 2 + factor, factor)
-
-
 def _shapes(component: Component, defaults: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Input shapes of batch 1 at the default size, for counting work."""
-    inputs = reference.seeded_inputs(component, defaults["height"], defaults["width"], defaults["vae_scale_factor"])
+    inputs = seeded_inputs(component, defaults["height"], defaults["width"], defaults["vae_scale_factor"])
     return {name: array.shape for name, array in inputs.items()}
 
 

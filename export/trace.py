@@ -30,12 +30,11 @@ def trace(component: Component, dynamic: bool) -> ir.Model:
     try:
         with torch.no_grad(), _quiet(), torch._dynamo.config.patch(fake_tensor_cache_enabled=not dynamic):
             # a hit in the cache of fake tensors costs a round of symbolic algebra where axes are free: 0.4 of the time without it
-            program = torch.onnx.export(
-                component.module, tuple(component.example_inputs.values()), dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
-                input_names=list(component.example_inputs), output_names=list(component.outputs),
-                dynamic_shapes=tuple(shapes.values()) if dynamic else None,
-            )
-    except torch.onnx.OnnxExporterError as error:
+            exported = torch.export.export(component.module, tuple(component.example_inputs.values()), strict=False,
+                                           dynamic_shapes=tuple(shapes.values()) if dynamic else None)
+            program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
+                                        input_names=list(component.example_inputs), output_names=list(component.outputs))
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
         raise CheckFailed(f"'{component.name}' cannot be traced: {str(error).splitlines()[0]}") from error
     assert program is not None
     model = program.model
