@@ -23,11 +23,11 @@ SETUP_INTEROP := .venv-interop/.installed-$(call checksum,constraints-interop.tx
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup kernels demo test lint export bench report interop clean
+.PHONY: help setup kernels demo test test-asan test-arm64 lint export bench report interop clean
 .DELETE_ON_ERROR:
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make export MODEL=sd14 [WEIGHTS=hub|PATH|random[:SEED]] [TARGET=portable|cpu|..] [PRECISION=fp32] [CHECK=full|quick|none] [OUT=build/sd14-cpu]"
 	@echo "  make bench|report [PACKAGE=build/demo/package]"
@@ -58,6 +58,22 @@ demo: kernels ## From the trained model in models/tiny to a checked package, a p
 test: kernels ## Run every test: C++, then Python
 	@if [ -f build/ops/CTestTestfile.cmake ]; then $(BIN)/ctest --test-dir build/ops --output-on-failure; fi
 	$(BIN)/python -m pytest
+
+# The build of a preset of runtime/ops/CMakePresets.json in build/<folder>, and its C++ tests.
+define test_preset
+	$(BIN)/cmake -S runtime/ops --preset $(1) --log-level=WARNING \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DPython3_EXECUTABLE=$(abspath $(BIN)/python) > /dev/null
+	$(BIN)/cmake --build build/$(2)
+	$(BIN)/ctest --test-dir build/$(2) --output-on-failure
+endef
+
+test-asan: setup ## Run the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call test_preset,host-asan,ops-asan)
+
+test-arm64: setup ## Run the C++ tests as 64-bit Arm programs under qemu
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do command -v $$tool > /dev/null || { \
+	  echo "There is no $$tool: install g++-aarch64-linux-gnu and qemu-user-static to test the Arm kernels here." >&2; exit 3; }; done
+	$(call test_preset,linux-arm64,ops-arm64)
 
 lint: setup ## Check the style and the types of the Python files
 	$(BIN)/ruff check

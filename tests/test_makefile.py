@@ -13,7 +13,7 @@ import click
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("setup", "kernels", "demo", "test", "lint", "export", "bench", "report", "interop", "clean")
+TARGETS = ("setup", "kernels", "demo", "test", "test-asan", "test-arm64", "lint", "export", "bench", "report", "interop", "clean")
 
 
 def make(*arguments: str, folder: Path = ROOT) -> str:
@@ -29,7 +29,7 @@ def test_a_dry_run_of_every_target_works(target: str) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("help",)])
 def test_help_is_the_default_and_lists_every_target(arguments: tuple[str, ...]) -> None:
-    assert set(re.findall(r"^  make ([a-z]+)  ", make(*arguments), re.MULTILINE)) == {"help", *TARGETS}
+    assert set(re.findall(r"^  make ([a-z0-9-]+)  ", make(*arguments), re.MULTILINE)) == {"help", *TARGETS}
 
 
 def test_export_runs_the_command_that_its_variables_name() -> None:
