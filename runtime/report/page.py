@@ -198,7 +198,7 @@ def _snr_charts(manifest: Manifest) -> list[Markup]:
     if not trajectory or not trajectory.get("snr_db_per_step"):
         return []
     values = [min(value, EQUAL_DB) for value in trajectory["snr_db_per_step"]]
-    limit = trajectory.get("limits", {}).get("snr_db")
+    limit = trajectory.get("limits", {}).get("step_snr_db")
     return [Markup(charts.snr_over_steps(values, limit, width)) for width in (charts.WIDE, charts.NARROW)]
 
 

@@ -98,7 +98,7 @@ def manifest(**changes: Any) -> Manifest:
             "snr_db_per_step": [124.9, 121.3, 119.6],
             "picture_max_diff": 1.0,
             "prompt_sensitivity": 1.00031,
-            "limits": {"picture_max_diff": 2, "prompt_sensitivity": 0.02, "snr_db": 61.5, "component_snr_db": 90},
+            "limits": {"picture": 2, "sensitivity": 0.02, "step_snr_db": 61.5, "component_snr_db": 90},
         },
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)
@@ -152,6 +152,7 @@ def test_every_figure_is_on_the_page() -> None:
         "Example CPU 9000", "avx2, fma", "torch 2.13.0", "onnx-ir 1.1.0", "c0ffee0000000000", "5e5e5e5e5e5e5e5e", "0.5 kB",
     ]:  # fmt: skip
         assert " ".join(figure.split()) in words, figure
+    assert "limit 61.5" in words
 
 
 def test_nothing_comes_from_outside() -> None:
