@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runtime.errors import InputError, Unavailable
+from runtime.errors import InputError
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -78,7 +78,7 @@ def write_float32(path: Path, shapes: dict[str, tuple[int, ...]], blocks: Callab
     """Writes tensors as float32. `blocks(name)` yields a tensor's elements in order, as flat float32 arrays that may share one buffer.
 
     Two threads, each with its own tensor; `progress` gets the number of bytes of each block as it is written. Nothing stands at `path`
-    unless all of it does. Errors: Unavailable where the disk is full.
+    unless all of it does. Errors: InputError where the disk is full.
     """
     places: dict[str, tuple[int, int]] = {}
     offset = 0
@@ -116,7 +116,8 @@ def write_float32(path: Path, shapes: dict[str, tuple[int, ...]], blocks: Callab
         if error.errno != errno.ENOSPC:
             raise
         gigabytes = (start + offset) / 1e9
-        raise Unavailable(f"the disk of '{path.parent}' is full: '{path.name}' needs {gigabytes:.1f} GB there") from error
+        raise InputError(f"the disk of '{path.parent}' is full: '{path.name}' needs {gigabytes:.1f} GB there: free some space, or choose "
+                         "another disk") from error
     finally:
         part.unlink(missing_ok=True)
 

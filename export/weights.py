@@ -69,7 +69,7 @@ class Checkpoint:
         """A component as a torch module: float32, eval, no gradients; its parameters are private views of a mapped file.
 
         Each call gives a module of its own: what is written to its parameters stays there. `progress` gets numbers of bytes where weights
-        have to be made or converted first. Errors: InputError where a weight is NaN or infinite, Unavailable where the disk is full.
+        have to be made or converted first. Errors: InputError where a weight is NaN or infinite, and where the disk is full.
         """
         made = skeleton(name, self.configs[name])
         if name not in self.converted:

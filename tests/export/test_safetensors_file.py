@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.safetensors_file import BLOCK, first_not_finite, float32_blocks, mapped, write_float32
-from runtime.errors import InputError, Unavailable
+from runtime.errors import InputError
 
 
 def save_raw(path: Path, header: dict[str, object], body: bytes, pad: int = 0) -> Path:
@@ -123,7 +123,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(Unavailable, match=r"the disk of '.*' is full: 'x.safetensors' needs 4.0 GB there"):
+    with pytest.raises(InputError, match=r"the disk of '.*' is full: 'x.safetensors' needs 4.0 GB there"):
         write_float32(tmp_path / "x.safetensors", {"x": (1_000_000_000,)}, lambda name: iter(()))
     assert list(tmp_path.iterdir()) == []
 
