@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from runtime.cli import command
-from runtime.compare import max_abs, snr_db
+from runtime.compare import decibels, max_abs, snr_db
 from runtime.errors import CheckFailed, HandheldError, InputError, Unavailable
 from runtime.inputs import size_of
 from runtime.machine import describe
@@ -173,7 +173,7 @@ def table(rows: Sequence[Row]) -> str:
     lines: list[tuple[str, ...]] = [COLUMNS]
     for row in rows:
         speed = f"{row['flops'] / row['median_ms'] / 1e6:.1f}" if row["flops"] else "-"
-        against = f"{row['snr_db_against_cpu']:.0f} dB" if "snr_db_against_cpu" in row else "-"
+        against = decibels(row["snr_db_against_cpu"]) if "snr_db_against_cpu" in row else "-"
         where = ", ".join(f"{name.removesuffix('ExecutionProvider')} {nodes}" for name, nodes in row["assigned"].items())
         figures = (f"{row['load_ms']:.0f}", *(f"{row[key]:.2f}" for key in ("median_ms", "p90_ms", "p99_ms")), str(row["runs"]))
         lines.append((row["ep"], row["component"], *figures, speed, f"{row['peak_rss_mb']:.0f}", against, where))

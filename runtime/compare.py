@@ -32,3 +32,8 @@ def max_abs(reference: np.ndarray, value: np.ndarray) -> float:
     if not np.isfinite(value).all():
         return float("inf")
     return float(np.abs(reference.astype(np.float64) - value.astype(np.float64)).max(initial=0.0))
+
+
+def decibels(snr: float) -> str:
+    """An SNR for people, with one decimal; "equal" where there is no noise."""
+    return "equal" if snr >= EQUAL_DB else f"{snr:.1f} dB"

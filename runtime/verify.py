@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from runtime import onnx_file, schedulers
 from runtime.cli import command
-from runtime.compare import max_abs, snr_db
+from runtime.compare import decibels, max_abs, snr_db
 from runtime.errors import CheckFailed, HandheldError, InputError, Unavailable
 from runtime.inputs import PROMPT, example_inputs, size_of
 from runtime.manifest import NAME, ComponentEntry, FileEntry, Manifest, Package, files_below, inside, sha256_of
@@ -229,7 +229,7 @@ def _tokenizers(path: Path) -> list[str]:
 def _print_parity(manifest: Manifest) -> None:
     for name, entry in manifest.components.items():
         recorded = entry.parity
-        figures = f"SNR {recorded['snr_db']:.1f} dB, largest difference {recorded['max_abs']:.2g}" if recorded else "not checked"
+        figures = f"SNR {decibels(recorded['snr_db'])}, largest difference {recorded['max_abs']:.2g}" if recorded else "not checked"
         click.echo(f"      parity with torch when it was made, {name}: {figures}")
     trajectory = manifest.trajectory_parity
     if trajectory:
@@ -270,7 +270,7 @@ def main(package: Path, against: Path | None) -> None:
         bad = []
         for agreement in compare(opened, Package.open(against)):
             mark = "  ok" if agreement.good else "FAIL"
-            click.echo(f"{mark}  {agreement.name}: SNR {agreement.snr_db:.1f} dB, largest difference {agreement.max_abs:.2g}")
+            click.echo(f"{mark}  {agreement.name}: SNR {decibels(agreement.snr_db)}, largest difference {agreement.max_abs:.2g}")
             bad += [] if agreement.good else [agreement.name]
         if bad:
             raise CheckFailed(f"'{package}' and '{against}' do not agree in {', '.join(bad)}: see above")

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from runtime.compare import EQUAL_DB
+from runtime import compare
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package, inside
 from runtime.measure import PIPELINE, STEP
@@ -167,9 +167,7 @@ def megabytes(size: int) -> str:
 
 def decibels(value: float | None) -> str:
     """SNR with one decimal; equal arrays have none."""
-    if value is None:
-        return "not checked"
-    return "equal" if value >= EQUAL_DB else f"{value:.1f}\u202fdB"
+    return "not checked" if value is None else compare.decibels(value).replace(" ", "\u202f")
 
 
 def png(picture: np.ndarray) -> str:
@@ -197,7 +195,7 @@ def _snr_charts(manifest: Manifest) -> list[Markup]:
     trajectory = manifest.trajectory_parity
     if not trajectory or not trajectory.get("snr_db_per_step"):
         return []
-    values = [min(value, EQUAL_DB) for value in trajectory["snr_db_per_step"]]
+    values = [min(value, compare.EQUAL_DB) for value in trajectory["snr_db_per_step"]]
     limit = trajectory.get("limits", {}).get("step_snr_db")
     return [Markup(charts.snr_over_steps(values, limit, width)) for width in (charts.WIDE, charts.NARROW)]
 

@@ -157,4 +157,4 @@ def test_table_says_what_was_asked_and_what_ran() -> None:
     row |= {"assigned": {"QNNExecutionProvider": 300, "CPUExecutionProvider": 7}, "flops": 4_000_000, "snr_db_against_cpu": 61.2}
     head, _, line = bench.table([row]).splitlines()
     assert re.split("  +", head) == [*bench.COLUMNS]
-    assert re.split("  +", line) == ["qnn", "unet", "10", "2.00", "2.00", "2.00", "4", "2.0", "100", "61 dB", "QNN 300, CPU 7"]
+    assert re.split("  +", line) == ["qnn", "unet", "10", "2.00", "2.00", "2.00", "4", "2.0", "100", "61.2 dB", "QNN 300, CPU 7"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.compare import EQUAL_DB, max_abs, snr_db
+from runtime.compare import EQUAL_DB, decibels, max_abs, snr_db
 
 
 def test_a_hundredth_of_the_amplitude_is_forty_decibels() -> None:
@@ -22,6 +22,8 @@ def test_sums_are_in_float64() -> None:
 
 def test_equal_arrays_have_a_figure_that_json_can_hold() -> None:
     assert snr_db(np.zeros(3), np.zeros(3)) == EQUAL_DB
+    assert decibels(EQUAL_DB) == "equal"
+    assert decibels(40.06) == "40.1 dB"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
