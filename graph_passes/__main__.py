@@ -47,7 +47,7 @@ def transform(source: Path, out: Path, target: str, static: tuple[str, ...], sim
     click.echo(table(steps))
     click.echo(f"{before} nodes before, {after} after, in {sum(step.seconds for step in steps):.1f} s")
     size = sum(tensor.nbytes for graph in model.graphs() for tensor in graph.initializers.tensors())
-    with tqdm(total=size, desc="weights", unit="B", unit_scale=True, leave=False) as bar:
+    with tqdm(total=size, desc="weights", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         save(model, out, bar.update)
     click.echo(f"{out}: {size / 1e6:.1f} MB of weights")
     if report is not None:
@@ -77,7 +77,7 @@ def _entry(step: Step) -> dict[str, Any]:
 @click.option("--target", default="portable", help=f"Whose pipeline to run: {', '.join(TARGETS)}.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write what each pass did to this file.")
 @click.option("--static", multiple=True, metavar="NAME=SHAPE", help="Fix the shape of an input, such as sample=2x4x64x64; repeatable.")
-@click.option("--simplify", is_flag=True, help="Try onnxsim at the end; for models below 64 MB.")
+@click.option("--simplify", is_flag=True, help="Try onnxsim too, for models below 64 MB.")
 @click.option("--force", is_flag=True, help="Replace OUT.onnx.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(

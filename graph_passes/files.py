@@ -59,15 +59,15 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
 
 
 def _check_external(tensor: ir.ExternalTensor, folder: Path) -> None:
-    """A location is relative and stays in the folder, whatever it links to, and the file holds what the graph says."""
+    """A location is relative and stays in the folder, the file is no link, and it holds what the graph says."""
     location = Path(tensor.location)
     file = folder / location
     if location.is_absolute() or ".." in location.parts:
         raise GraphError(f"The external data of {tensor.name!r} is at {str(location)!r}, outside the model's folder, and is not read.")
+    if not file.resolve().is_relative_to(folder.resolve()) or file.is_symlink():
+        raise GraphError(f"The external data file {file} is a link, and is not read. Copy the file itself there.")
     if not file.is_file():
         raise GraphError(f"The external data file {file} is missing. It belongs beside the model.")
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise GraphError(f"The external data file {file} is a link that leaves the model's folder. Copy the file itself there.")
     if file.stat().st_nlink > 1:
         raise GraphError(f"The external data file {file} has several hard links, and is not read. Copy the file itself there.")
     end = (tensor.offset or 0) + tensor.nbytes

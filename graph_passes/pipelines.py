@@ -50,8 +50,8 @@ PORTABLE: tuple[Pass, ...] = (
     REMOVE_DROPOUT.as_pass(),
     INFER_SHAPES,
     FIX_CAST_TARGET.as_pass(),
-    REMOVE_CAST.as_pass(),
     COMPOSE_CASTS.as_pass(),
+    REMOVE_CAST.as_pass(),
     # what is known before the graph runs: weights stay on disk, and what was found once lets the second round find more
     MERGE_NODES,
     FOLD_WEIGHTS,
@@ -96,12 +96,13 @@ TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU}
 
 
 def for_target(target: str, *, shapes: Mapping[str, tuple[int, ...]] | None = None, simplify: bool = False) -> tuple[Pass, ...]:
-    """The passes for a target; with `shapes` ({input name: shape}) the graph becomes static first, with `simplify` onnxsim sees it last.
+    """The passes for a target; with `shapes` ({input name: shape}) the graph becomes static first, with `simplify` onnxsim sees the portable one.
 
     Errors: GraphError for a target without a pipeline.
     """
     if target not in TARGETS:
         raise GraphError(f"There is no pipeline for the target {target!r}. There is one for {' and '.join(TARGETS)}.")
     first = (INLINE_FUNCTIONS, LIFT_CONSTANTS, static_shapes(shapes)) if shapes else ()
-    last = (SIMPLIFY, NAME_NODES, CLEAR_METADATA) if simplify else ()
-    return (*first, *TARGETS[target], *last)
+    # onnxsim knows nothing of custom ops, and what it makes is cleaned like any exporter's graph
+    second = (*PORTABLE, SIMPLIFY) if simplify else ()
+    return (*first, *second, *TARGETS[target])

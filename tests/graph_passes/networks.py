@@ -104,7 +104,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 
 def export_dynamo(network: Network, path: Path, opset: int = 20) -> Path:
     """What `export.trace` gets from torch's exporter, before any pass."""
-    shapes = tuple({axis: name for axis, name in network.axes.get(name, {}).items()} for name in network.inputs)
+    shapes = tuple(network.axes.get(name, {}) for name in network.inputs)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -112,7 +112,7 @@ def export_dynamo(network: Network, path: Path, opset: int = 20) -> Path:
             tuple(network.inputs.values()),
             input_names=list(network.inputs),
             output_names=list(network.outputs),
-            dynamic_shapes=shapes,
+            dynamic_shapes=(shapes,),  # one tuple for `*inputs`
             opset_version=opset,
             dynamo=True,
             optimize=False,
