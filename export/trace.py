@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 import torch
 import torch._dynamo.config
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
 from export.component import Component
 from runtime.errors import CheckFailed
@@ -18,6 +19,8 @@ from runtime.errors import CheckFailed
 # One opset for every package. At 20 the exporter writes GroupNorm as InstanceNormalization between reshapes, which every runtime
 # has a kernel for; at 21 as GroupNormalization, which ONNX Runtime's CPU provider expands into a dozen primitives.
 OPSET = 20
+# What torch.export and the exporter raise for a module that they have no graph for; they share no class.
+CANNOT = (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode, ConstraintViolationError)
 
 
 def trace(component: Component, dynamic: bool) -> ir.Model:
@@ -34,7 +37,7 @@ def trace(component: Component, dynamic: bool) -> ir.Model:
                                            dynamic_shapes=tuple(shapes.values()) if dynamic else None)
             program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
                                         input_names=list(component.example_inputs), output_names=list(component.outputs))
-    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+    except CANNOT as error:
         raise CheckFailed(f"'{component.name}' cannot be traced: {str(error).splitlines()[0]}") from error
     assert program is not None
     model = program.model
