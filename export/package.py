@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import importlib.metadata
 import json
 import os
@@ -45,21 +46,19 @@ def staged(out: Path, force: bool = False) -> Iterator[Staging]:
     """A place to build a package in. It becomes `out` when the block ends well, and disappears when it does not.
 
     What an earlier, killed export left beside `out` is removed. Errors: InputError where `out` exists and `force` is not given, where its
-    folder cannot be written to, and where the disk is full.
+    folder is none or cannot be written to, and where the disk is full.
     """
-    if out.exists() and not force:
-        raise InputError(f"'{out}' exists: remove it, choose another folder, or give --force to replace it")
-    if out.exists() and not (out.is_dir() and ((out / NAME).is_file() or not any(out.iterdir()))):
-        raise InputError(f"'{out}' exists and is no package of this project: it will not be replaced")
+    _require_free(out, force)
     out = out.absolute()
     root = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(out)
         _remove_abandoned(out)
         staging = Staging(root / "package", root / "work")
         staging.package.mkdir(parents=True)
         staging.work.mkdir()
         yield staging
+        _require_free(out, force)  # another export may have been faster
         if out.exists():
             out.rename(root / "replaced")
         staging.package.rename(out)
@@ -67,17 +66,33 @@ def staged(out: Path, force: bool = False) -> Iterator[Staging]:
         if error.errno == errno.ENOSPC:
             raise InputError(f"the disk of '{out.parent}' is full, and nothing was left there: free some space, or choose another "
                              "disk") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-            raise InputError(f"'{out.parent}' cannot be written to: {error.strerror}") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise InputError(f"'{error.filename or out.parent}' cannot be used: {error.strerror}") from error
         raise
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
+def _require_free(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise InputError(f"'{out}' exists: remove it, choose another folder, or give --force to replace it")
+    if out.exists() and not (out.is_dir() and ((out / NAME).is_file() or not any(out.iterdir()))):
+        raise InputError(f"'{out}' exists and is no package of this project: it will not be replaced")
+
+
+def _make_parents(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"'{out.parent}' is no folder and cannot become one: choose another place for the package") from error
+
+
 def _remove_abandoned(out: Path) -> None:
-    for path in out.parent.glob(f".{out.name}.*.partial"):
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         process = path.name.removesuffix(".partial").rpartition(".")[2]
-        if process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc").exists():
+        # in containers the next process often has the number of the last one
+        gone = process == str(os.getpid()) or (Path("/proc").exists() and not Path(f"/proc/{process}").exists())
+        if process.isdecimal() and gone:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -103,16 +118,25 @@ def write_graph(folder: Path, component: str, model: ir.Model) -> tuple[str, str
     return file, data
 
 
-def entry(component: Component, model: ir.Model, file: str, data: str, steps: list[Step], macs: int) -> ComponentEntry:
-    """The manifest's entry of a component; its hash is filled in by `finish`."""
+def write_component(folder: Path, component: Component, model: ir.Model, steps: list[Step],
+                    macs: int) -> tuple[ComponentEntry, dict[str, FileEntry]]:
+    """Writes a component's graph and config.json; returns its entry in the manifest and its files, hashed while still in memory."""
+    file, data = write_graph(folder, component.name, model)
+    config = f"{component.name}/config.json"  # optimum's loaders ask for it
+    (folder / config).write_text(json.dumps(component.config, indent=2) + "\n", encoding="utf-8")
+    files = {name: _hashed(folder / name) for name in (file, data, config) if name}
     ops: dict[str, int] = {}
     for node in model.graph.all_nodes():
         if node.domain == CUSTOM_OPS_DOMAIN:
             ops[node.op_type] = ops.get(node.op_type, 0) + 1
     passes = tuple({"name": step.name, "applied": step.applied, "seconds": step.seconds} for step in steps)
-    opset = model.graph.opset_imports[""]
-    return ComponentEntry(file, "", _ports(model.graph.inputs), _ports(model.graph.outputs), opset, data=data,
-                          parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes)
+    entry = ComponentEntry(file, files[file].sha256, _ports(model.graph.inputs), _ports(model.graph.outputs), model.graph.opset_imports[""],
+                           data=data, parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes)
+    return entry, files
+
+
+def _hashed(path: Path) -> FileEntry:
+    return FileEntry(sha256_of(path), path.stat().st_size)
 
 
 def _ports(values: Any) -> tuple[Port, ...]:
@@ -128,11 +152,6 @@ def copy_files(folder: Path, files: dict[str, Path]) -> None:
     for name, path in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
-
-
-def write_config(folder: Path, component: str, config: dict[str, object]) -> None:
-    """config.json beside a component's graph, which optimum's loaders ask for."""
-    (folder / component / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_index(folder: Path, configs: dict[str, dict[str, Any]], scheduler: dict[str, Any]) -> None:
@@ -166,9 +185,8 @@ def write_pictures(folder: Path, torch_picture: np.ndarray, onnx_picture: np.nda
 def finish(folder: Path, manifest: Manifest, known: Mapping[str, FileEntry] | None = None) -> Manifest:
     """Hashes every file of the package into the manifest, writes it, and returns it. Those in `known` are not hashed again."""
     known = known or {}
-    files = {name: known.get(name) or FileEntry(sha256_of(folder / name), (folder / name).stat().st_size) for name in files_below(folder)}
-    components = {name: replace(component, sha256=files[component.file].sha256) for name, component in manifest.components.items()}
-    complete = replace(manifest, components=components, files=files)
+    files = {name: known.get(name) or _hashed(folder / name) for name in files_below(folder)}
+    complete = replace(manifest, files=files)
     (folder / NAME).write_text(complete.to_json(), encoding="utf-8")
     return complete
 

@@ -78,8 +78,7 @@ def values(seed: int, component: str, name: str, count: int, spread: Spread) -> 
         yield block
 
 
-def write_random(path: Path, seed: int, component: str, module: torch.nn.Module, progress: Callable[[int], object] | None = None) -> None:
-    """Writes seeded weights for every parameter of `module` to a safetensors file, float32, tensor by tensor."""
-    distributions = spreads(module)
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+def write_random(path: Path, seed: int, component: str, shapes: dict[str, tuple[int, ...]], distributions: dict[str, Spread],
+                 progress: Callable[[int], object] | None = None) -> None:
+    """Writes seeded weights of these shapes and `spreads` to a safetensors file, float32, tensor by tensor. No module is made for it."""
     write_float32(path, shapes, lambda name: values(seed, component, name, math.prod(shapes[name]), distributions[name]), progress)

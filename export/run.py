@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from graph_passes.step import run
 from graph_passes.work import count_macs
 from runtime import schedulers
 from runtime.errors import InputError
-from runtime.manifest import ComponentEntry, Manifest, Package
+from runtime.manifest import Manifest, Package
 
 CHECKS = ("full", "quick", "none")
 SMALL = 100_000_000  # parameters: up to here the full check takes seconds
@@ -71,31 +71,34 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         say(f"{checkpoint.alias}: {_megabytes(needed)}; this takes {needed}; check: {check}")
         require(needed, request.out)
 
-        entries: dict[str, ComponentEntry] = {}
-        with tqdm(total=len(parts) * (4 if check == "none" else 6) + (1 if check == "none" else 3), desc="export", unit="step") as bar:
+        with tqdm(total=len(parts) * (2 if check == "none" else 4) + (1 if check == "none" else 3), desc="export", unit="step") as bar:
             step = partial(_begin, bar)
-            for name, build in parts:
-                step(f"{name}: trace")
-                component = build()
-                model = trace(component, request.dynamic)
-                step(f"{name}: passes")
-                steps = run(model, passes)
-                step(f"{name}: write")
-                file, data = package.write_graph(staging.package, name, model)
-                package.write_config(staging.package, name, component.config)
-                step(f"{name}: count")
-                macs = sum(count_macs(model, _shapes(component, defaults)).values())
-                entries[name] = package.entry(component, model, file, data, steps, macs)
-                del component, model
-                gc.collect()  # the module's mapped weights leave memory before the next one's come
-            step("hashes")
+            # tracing keeps one core busy with Python; making weights, writing and hashing them do not need it
+            with ThreadPoolExecutor(1) as maker, ThreadPoolExecutor(1) as writer:
+                ahead = [maker.submit(checkpoint.prepare, name) for name in checkpoint.configs]
+                writing = []
+                for name, build in parts:
+                    step(f"{name}: trace")
+                    component = build()
+                    model = trace(component, request.dynamic)
+                    step(f"{name}: passes")
+                    steps = run(model, passes)
+                    macs = sum(count_macs(model, _shapes(component, defaults)).values())
+                    writing.append(writer.submit(package.write_component, staging.package, component, model, steps, macs))
+                    del component, model
+                step("write")
+                for future in ahead:
+                    future.result()
+                written = [future.result() for future in writing]
             package.copy_files(staging.package, checkpoint.files)
             scheduler = sd.scheduler_config(checkpoint)
             package.write_index(staging.package, checkpoint.configs, scheduler)
             tools = {name: importlib.metadata.version(name) for name in TOOLS}
+            entries = {name: entry for (name, _), (entry, _) in zip(parts, written, strict=True)}
+            hashed = {name: file for _, files in written for name, file in files.items()}
             manifest = Manifest(checkpoint.alias, checkpoint.provenance(), request.target, request.precision, tools, defaults, entries,
                                 scheduler, {})
-            package.finish(staging.package, manifest)
+            package.finish(staging.package, manifest, hashed)
             if check != "none":
                 oracle = ask(checkpoint, defaults, check, staging.work, step)
                 record(Package.open(staging.package), oracle, step)

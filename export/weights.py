@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from export.aliases import Alias
 from export.architecture import OPTIONAL, Architecture, of_alias, of_folder
 from export.pickle_file import SUFFIXES
 from export.provenance import Hashes
-from export.random_weights import write_random
+from export.random_weights import Spread, spreads, write_random
 from export.safetensors_file import first_not_finite, float32_blocks, write_float32
 from export.skeletons import check, fill, renamed, shapes, skeleton
 from export.stored import read, weight_files
@@ -55,7 +57,9 @@ class Checkpoint:
     shapes: dict[str, dict[str, tuple[int, ...]]]
     stored: dict[str, Callable[[], Tensors]]  # a component's tensors as they are stored, mapped; empty for random weights
     hashes: Hashes
-    converted: dict[str, Path] = field(default_factory=dict)  # components that this process has written to `work`
+    distributions: dict[str, dict[str, Spread]] = field(default_factory=dict)  # of random weights, by component and tensor
+    mapped: dict[str, Callable[[], Tensors]] = field(default_factory=dict)  # those of the components that are prepared, float32
+    locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))
 
     def parameters(self, name: str) -> int:
         """Number of weights of a component, from shapes alone."""
@@ -65,27 +69,36 @@ class Checkpoint:
         """What `module` will write under `work`, over all components: nothing for those that are float32 safetensors already."""
         return sum(4 * self.parameters(name) for name in self.configs if not self.stored or not _mappable(self.stored[name]()))
 
+    def prepare(self, name: str, progress: Callable[[int], object] | None = None) -> None:
+        """Makes or converts a component's weights where `module` cannot map them as they are stored; may run ahead in another thread.
+
+        `progress` gets numbers of bytes. Errors: InputError where a weight is NaN or infinite, or the disk is full.
+        """
+        with self.locks[name]:
+            if name in self.mapped:
+                return
+            path = self.work / f"{name}.safetensors"
+            if not self.stored:
+                write_random(path, self.source["seed"], name, self.shapes[name], self.distributions[name], progress)
+                self.mapped[name] = partial(read, [path])
+                return
+            tensors = self.stored[name]()
+            broken = first_not_finite(tensors)
+            if broken is not None:
+                raise InputError(f"the tensor '{name}/{broken}' of '{self.alias}' has NaN or infinite weights: the checkpoint is damaged")
+            if _mappable(tensors):
+                self.mapped[name] = self.stored[name]
+            else:
+                write_float32(path, self.shapes[name], lambda key: float32_blocks(tensors[key]), progress)
+                self.mapped[name] = partial(read, [path])
+
     def module(self, name: str, progress: Callable[[int], object] | None = None) -> torch.nn.Module:
         """A component as a torch module: float32, eval, no gradients; its parameters are private views of a mapped file.
 
-        Each call gives a module of its own: what is written to its parameters stays there. `progress` gets numbers of bytes where weights
-        have to be made or converted first. Errors: InputError where a weight is NaN or infinite, and where the disk is full.
+        Each call gives a module of its own: what is written to its parameters stays there. Errors: those of `prepare`.
         """
-        made = skeleton(name, self.configs[name])
-        if name not in self.converted:
-            path = self.work / f"{name}.safetensors"
-            if not self.stored:
-                write_random(path, self.source["seed"], name, made, progress)
-            else:
-                tensors = self.stored[name]()
-                broken = first_not_finite(tensors)
-                if broken is not None:
-                    raise InputError(f"the tensor '{name}/{broken}' of '{self.alias}' has NaN or infinite values: it is damaged")
-                if _mappable(tensors):
-                    return fill(made, tensors)
-                write_float32(path, self.shapes[name], lambda key: float32_blocks(tensors[key]), progress)
-            self.converted[name] = path
-        return fill(made, read([self.converted[name]]))
+        self.prepare(name, progress)
+        return fill(skeleton(name, self.configs[name]), self.mapped[name]())
 
     def provenance(self) -> dict[str, Any]:
         """`source` with sha256 {file: hexadecimal digits} of every file that was read; waits until they are known."""
@@ -223,7 +236,10 @@ def _open_random(named: _Named, seed: int, work: Path) -> Checkpoint:
     else:
         folder = named.path or hub.snapshot(named.repository, (*hub.CONFIGS, *hub.TOKENIZER), "unet/config.json")[0]
         files = tokenizer_files(folder / "tokenizer", work)
-    return _checkpoint(architecture, files | _preprocessor(architecture, folder, work), source, work, _shapes(architecture), {}, {})
+    made = {part: skeleton(part, config) for part, config in architecture.configs.items()}
+    opened = _checkpoint(architecture, files | _preprocessor(architecture, folder, work), source, work,
+                         {part: shapes(module) for part, module in made.items()}, {}, {})
+    return replace(opened, distributions={part: spreads(module) for part, module in made.items()})
 
 
 def _checkpoint(architecture: Architecture, files: dict[str, Path], source: dict[str, Any], work: Path,

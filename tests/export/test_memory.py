@@ -11,8 +11,8 @@ import small_model
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.random_weights import write_random
-from export.skeletons import skeleton
+from export.random_weights import spreads, write_random
+from export.skeletons import shapes, skeleton
 
 PROGRAM = """
 import json, sys
@@ -50,7 +50,8 @@ def test_anonymous_memory_does_not_grow_with_the_weights(small_folder: Path, tmp
     config = json.loads((full / "unet" / "config.json").read_text()) | {"block_out_channels": [96, 192, 384, 384]}
     for folder in (full, half):
         (folder / "unet" / "config.json").write_text(json.dumps(config))
-    write_random(full / "unet" / name, 0, "unet", skeleton("unet", config))
+    module = skeleton("unet", config)
+    write_random(full / "unet" / name, 0, "unet", shapes(module), spreads(module))
     save_file({key: tensor.to(torch.float16) for key, tensor in load_file(full / "unet" / name).items()}, half / "unet" / name)
 
     command = [sys.executable, "-c", PROGRAM, str(small_folder), str(full), str(half), str(tmp_path / "work")]

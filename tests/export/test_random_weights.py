@@ -11,7 +11,7 @@ from export.aliases import ALIASES
 from export.architecture import of_alias
 from export.random_weights import Spread, spreads, values, write_random
 from export.safetensors_file import BLOCK, mapped
-from export.skeletons import skeleton
+from export.skeletons import shapes, skeleton
 from export.weights import Checkpoint, open_checkpoint
 
 UNIT = Spread(0.0, 1.0)
@@ -79,7 +79,7 @@ def test_mean_and_deviation_are_those_asked_for() -> None:
 
 def test_every_parameter_is_written_and_none_is_neutral(tmp_path: Path) -> None:
     module = small_model.unet()
-    write_random(tmp_path / "x.safetensors", 0, "unet", module)
+    write_random(tmp_path / "x.safetensors", 0, "unet", shapes(module), spreads(module))
     written = mapped(tmp_path / "x.safetensors")
     assert {name: tensor.shape for name, tensor in written.items()} == {name: tensor.shape for name, tensor in module.state_dict().items()}
     assert spreads(module).keys() == written.keys()
