@@ -49,7 +49,7 @@ kernels: setup ## Compile the native kernels of runtime/ops, where there is a C+
 	fi
 
 demo: kernels ## From the trained model in models/tiny to a checked package, a picture and a report
-	$(BIN)/python -m export tiny $(DEMO)/package --force
+	$(BIN)/python -m export tiny $(DEMO)/package --target cpu --force
 	$(BIN)/python -m runtime.generate $(DEMO)/package "$(PROMPT)" --out $(DEMO)/picture.png
 	$(BIN)/python -m runtime.bench $(DEMO)/package --json $(DEMO)/bench.json
 	$(BIN)/python -m runtime.report $(DEMO)/package --bench $(DEMO)/bench.json --prompt "$(PROMPT)" --out $(DEMO)/report.html
