@@ -13,7 +13,6 @@ from runtime.tokenizer import Tokenizer
 PROMPT = "a red circle above a blue square on a yellow background"
 TIMESTEP = 500  # the middle of the 1,000 that all these models were trained with
 TOKENS = 77  # CLIP's context
-IN_PIXELS = ("vae_encoder", "safety_checker", "image_encoder")  # components whose height and width count pixels, not latents
 
 
 def size_of(package: Package, height: int | None, width: int | None) -> tuple[int, int]:
@@ -38,8 +37,7 @@ def example_inputs(package: Package, component: str, height: int, width: int, ba
     Errors: InputError where the package has no such component, or a graph has a free axis of unknown meaning.
     """
     package.file(component)
-    scale = 1 if component in IN_PIXELS else package.manifest.pipeline["vae_scale_factor"]
-    free = {"batch_size": batch, "sequence_length": TOKENS, "height": height // scale, "width": width // scale}
+    free = free_axes(package, component, height, width) | {"batch_size": batch}
     inputs = {}
     for port in package.manifest.components[component].inputs:
         if unknown := [axis for axis in port.shape if isinstance(axis, str) and axis not in free]:
@@ -47,6 +45,20 @@ def example_inputs(package: Package, component: str, height: int, width: int, ba
         shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in port.shape)
         inputs[port.name] = _values(package, component, port, shape)
     return inputs
+
+
+def free_axes(package: Package, component: str, height: int, width: int) -> dict[str, int]:
+    """The sizes that a component's free axes take for a picture of `height` x `width` pixels, but for the batch."""
+    factor = 1 if component == "safety_checker" else package.manifest.pipeline["vae_scale_factor"]
+    return {
+        "sequence_length": TOKENS,
+        "height": height // factor,  # the U-Net's latents; the safety checker's pixels
+        "width": width // factor,
+        "latent_height": height // factor,
+        "latent_width": width // factor,
+        "sample_height": height,
+        "sample_width": width,
+    }
 
 
 def batch_of(inputs: dict[str, np.ndarray]) -> int:
