@@ -52,7 +52,8 @@ demo: kernels ## From the trained model in models/tiny to a checked package, a p
 	$(BIN)/python -m export tiny $(DEMO)/package --target cpu --force
 	$(BIN)/python -m runtime.generate $(DEMO)/package "$(PROMPT)" --out $(DEMO)/picture.png
 	$(BIN)/python -m runtime.bench $(DEMO)/package --json $(DEMO)/bench.json
-	$(BIN)/python -m runtime.report $(DEMO)/package --bench $(DEMO)/bench.json --prompt "$(PROMPT)" --out $(DEMO)/report.html
+	$(BIN)/python -m runtime.score $(DEMO)/package --json $(DEMO)/score.json
+	$(BIN)/python -m runtime.report $(DEMO)/package --bench $(DEMO)/bench.json --score $(DEMO)/score.json --prompt "$(PROMPT)" --out $(DEMO)/report.html
 	@printf '\n%s\n' "$(PROMPT):" "  picture  $(DEMO)/picture.png" "  report   $(DEMO)/report.html" "  package  $(DEMO)/package"
 
 test: kernels ## Run every test: C++, then Python
