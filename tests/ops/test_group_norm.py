@@ -45,7 +45,9 @@ SHAPES = [  # of the input, and the number of groups
 ]
 
 
-def node(op_type: str, shape: tuple[Any, ...], opset: int = 20, dtype: int = onnx.TensorProto.FLOAT, **attributes: Any) -> onnx.ModelProto:
+def node(
+    op_type: str, shape: tuple[Any, ...] | None, opset: int = 20, dtype: int = onnx.TensorProto.FLOAT, **attributes: Any
+) -> onnx.ModelProto:
     """A model of one custom op with its body; strings in `shape` are dynamic dimensions."""
     inputs = [onnx.helper.make_tensor_value_info(name, dtype, size) for name, size in (("x", shape), ("scale", ["s"]), ("bias", ["b"]))]
     outputs = [onnx.helper.make_tensor_value_info("y", dtype, shape)]
@@ -200,6 +202,16 @@ def test_the_kernel_refuses_attributes_and_types_with_a_sentence(
     del model.functions[:]
     with pytest.raises(Exception, match=sentence):
         session(model, ops_library)
+
+
+@pytest.mark.parametrize(("shape", "inferred"), [(("N", 8, 5, "W"), ["N", 8, 5, "W"]), (("N", 8, None, "W"), []), (None, [])])
+def test_the_kernel_keeps_a_shape_that_is_known(ops_library: Path, shape: tuple[Any, ...] | None, inferred: list[Any]) -> None:
+    model = node("GroupNormSilu", shape, epsilon=1e-5, groups=4)
+    del model.functions[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    kernel = session(model, ops_library)
+    assert kernel.get_outputs()[0].shape == inferred
+    assert kernel.run(None, operands((2, 8, 5, 7), 0))[0].shape == (2, 8, 5, 7)
 
 
 def test_code_for_one_instruction_set_stays_in_its_file(ops_library: Path) -> None:

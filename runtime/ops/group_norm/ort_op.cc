@@ -103,7 +103,10 @@ class Kernel {
 };
 
 struct Op : Ort::CustomOpBase<Op, Kernel, /*WithStatus=*/true> {
-  Op(const char* name, bool silu) : name_(name), silu_(silu) { version = kOrtApiVersion; }
+  Op(const char* name, bool silu) : name_(name), silu_(silu) {
+    version = kOrtApiVersion;
+    InferOutputShapeFn = infer_shape;
+  }
 
   OrtStatusPtr CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const {
     try {
@@ -120,10 +123,21 @@ struct Op : Ort::CustomOpBase<Op, Kernel, /*WithStatus=*/true> {
   ONNXTensorElementDataType GetInputType(std::size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
   ONNXTensorElementDataType GetOutputType(std::size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
 
-  static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) {
-    const auto& shape = context.GetInputShape(0);
-    if (shape.empty()) return nullptr;  // not even the rank is known
-    return context.SetOutputShape(0, shape).release();
+  // The output has the shape of the first input, names of dimensions and all. (Ort::ShapeInferContext would do, but in the headers that
+  // are fetched it gives a named dimension a size that the runtime refuses.)
+  static OrtStatusPtr infer_shape(const OrtCustomOp*, OrtShapeInferContext* context) {
+    const OrtApi& api = Ort::GetApi();
+    OrtTensorTypeAndShapeInfo* shape = nullptr;  // the context's own
+    std::size_t rank = 0;
+    if (OrtStatusPtr status = api.ShapeInferContext_GetInputTypeShape(context, 0, &shape)) return status;
+    if (OrtStatusPtr status = api.GetDimensionsCount(shape, &rank)) return status;
+    std::vector<std::int64_t> sizes(rank);
+    std::vector<const char*> names(rank);
+    if (OrtStatusPtr status = api.GetDimensions(shape, sizes.data(), rank)) return status;
+    if (OrtStatusPtr status = api.GetSymbolicDimensions(shape, names.data(), rank)) return status;
+    bool known = rank > 0;  // 0: not even the rank is
+    for (std::size_t i = 0; i < rank; ++i) known = known && (sizes[i] >= 0 || *names[i] != '\0');
+    return known ? api.ShapeInferContext_SetOutputTypeShape(context, 0, shape) : nullptr;
   }
 
   const char* name_;
