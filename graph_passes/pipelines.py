@@ -96,7 +96,7 @@ TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU}
 
 
 def for_target(target: str, *, shapes: Mapping[str, tuple[int, ...]] | None = None, simplify: bool = False) -> tuple[Pass, ...]:
-    """The passes for a target; with `shapes` ({input name: shape}) the graph becomes static first, with `simplify` onnxsim sees the portable one.
+    """The passes for a target. With `shapes` ({input name: shape}) the graph becomes static first; with `simplify` onnxsim has a turn.
 
     Errors: GraphError for a target without a pipeline.
     """

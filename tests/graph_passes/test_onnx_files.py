@@ -271,7 +271,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_it_runs_as_a_module_and_without_torch(source: Path, tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; import runpy; sys.argv[0] = 'graph_passes'; runpy.run_module('graph_passes', run_name='__main__')"
+    blocked = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_module('graph_passes', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", blocked, str(source), str(tmp_path / "out.onnx")], capture_output=True, text=True, check=False
     )
