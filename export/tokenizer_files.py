@@ -10,6 +10,7 @@ from export.architecture import read_json
 from runtime.errors import InputError
 
 NAMES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+LENGTH = 77  # ids that CLIP's text encoders read
 STAND_IN = "a stand-in: the vocabulary of the embedded model, because CLIP's is not part of random weights"
 
 
@@ -17,6 +18,7 @@ def tokenizer_files(folder: Path, work: Path) -> dict[str, Path]:
     """{"tokenizer/NAME": path} of the tokenizer in `folder`.
 
     transformers 5 saves tokenizer.json alone: vocab.json and merges.txt, which every runtime reads, are then written to `work` from it.
+    So is tokenizer_config.json where the length of a prompt is not named, without which transformers knows no end.
     Errors: InputError where there is no vocabulary.
     """
     files = {name: (folder / name).resolve() for name in NAMES if (folder / name).is_file()}
@@ -29,6 +31,9 @@ def tokenizer_files(folder: Path, work: Path) -> dict[str, Path]:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         files |= _write(work, {"vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
                                "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n"})
+    config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {"tokenizer_class": "CLIPTokenizer"}
+    if not 0 < config.get("model_max_length", 0) <= LENGTH:
+        files |= _write(work, {"tokenizer_config.json": json.dumps(config | {"model_max_length": LENGTH}, indent=2) + "\n"})
     return {f"tokenizer/{name}": files[name] for name in NAMES if name in files}
 
 

@@ -50,7 +50,8 @@ def save_tokenizer(folder: Path) -> None:
     vocab = [*symbols, *(symbol + "</w>" for symbol in symbols), "ab", "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\na b\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>"}\n')
+    config = {"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def save(folder: Path, parts: dict[str, Any]) -> Path:

@@ -155,6 +155,19 @@ def test_a_tokenizer_of_transformers_5_gets_its_classic_files(small_folder: Path
     assert files["tokenizer/merges.txt"].read_text() == "#version: 0.2\na b\n"
 
 
+@pytest.mark.parametrize("config", [None, {"pad_token": "!"}, {"pad_token": "!", "model_max_length": int(1e30)}])
+def test_a_tokenizer_that_does_not_name_its_length_gets_clips(small_folder: Path, tmp_path: Path, config: dict | None) -> None:
+    folder = copy(small_folder, tmp_path)
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    file.unlink()
+    if config is not None:
+        file.write_text(json.dumps(config))
+    files = open_checkpoint(str(folder), None, tmp_path / "work").files
+    made = json.loads(files["tokenizer/tokenizer_config.json"].read_text())
+    assert made == (config or {"tokenizer_class": "CLIPTokenizer"}) | {"model_max_length": 77}
+    assert files["tokenizer/vocab.json"] == (folder / "tokenizer" / "vocab.json").resolve()
+
+
 def test_another_folder_can_give_the_weights(small_folder: Path, tmp_path: Path) -> None:
     other = {"text_encoder": small_model.text_encoder(12), "unet": small_model.unet(10), "vae": small_model.vae(11)}
     small_model.save(tmp_path / "other", other)
@@ -504,5 +517,5 @@ def test_weights_that_are_not_finite(small_folder: Path, tmp_path: Path, dtype: 
         return tensors
 
     rewrite(folder / "unet" / "diffusion_pytorch_model.safetensors", spoil)
-    with pytest.raises(InputError, match=r"the tensor 'unet/mid_block.resnets.0.conv1.weight' of 'small' has NaN or infinite values"):
+    with pytest.raises(InputError, match=r"the tensor 'unet/mid_block.resnets.0.conv1.weight' of 'small' has NaN or infinite weights: the checkpoint is damaged"):
         open_checkpoint(str(folder), None, tmp_path).module("unet")
