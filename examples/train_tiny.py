@@ -332,9 +332,9 @@ def score(pipeline: StableDiffusionPipeline, wanted: list[Scene], sheet: Path | 
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/train-tiny"), help="Where to resume from.")
 @click.option("--seed", default=0)
-@click.option("--vae-steps", default=2500)
-@click.option("--text-steps", default=1200)
-@click.option("--unet-steps", default=10_000)
+@click.option("--vae-steps", default=1700)
+@click.option("--text-steps", default=750)
+@click.option("--unet-steps", default=5_000)
 @click.option("--pictures", "picture_count", default=30_000, help="Pictures that the U-Net sees, each many times with other noise.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 def main(out: Path, work: Path, seed: int, vae_steps: int, text_steps: int, unet_steps: int, picture_count: int, device: str) -> None:
