@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from export.architecture import read_json
 from runtime.errors import InputError
@@ -31,7 +32,9 @@ def tokenizer_files(folder: Path, work: Path) -> dict[str, Path]:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         files |= _write(work, {"vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
                                "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n"})
-    config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {"tokenizer_class": "CLIPTokenizer"}
+    config: dict[str, Any] = {"tokenizer_class": "CLIPTokenizer"}
+    if "tokenizer_config.json" in files:
+        config = read_json(files["tokenizer_config.json"])
     if not 0 < config.get("model_max_length", 0) <= LENGTH:
         files |= _write(work, {"tokenizer_config.json": json.dumps(config | {"model_max_length": LENGTH}, indent=2) + "\n"})
     return {f"tokenizer/{name}": files[name] for name in NAMES if name in files}

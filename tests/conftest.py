@@ -25,7 +25,7 @@ def tiny_tokenizer_folder(tiny_checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its portable package, made once per run of the tests. Nobody may write to it: copy it."""
+    """Its portable package as the command makes it, checked in full, once per run of the tests. Nobody may write to it: copy it."""
     out = tmp_path_factory.mktemp("package") / "tiny"
-    subprocess.run([sys.executable, "-m", "export", str(tiny_checkpoint), str(out), "--check", "none"], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "export", str(tiny_checkpoint), str(out), "--check", "full"], check=True, cwd=ROOT)
     return out

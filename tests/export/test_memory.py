@@ -59,3 +59,63 @@ def test_anonymous_memory_does_not_grow_with_the_weights(small_folder: Path, tmp
     assert seen["size"] > 250e6
     for how, share in seen["grown"].items():
         assert share < 0.1, how  # the modules' own objects and a block per thread; one copy of the weights would be 1
+
+
+WRITE = """
+import json, sys, threading
+from pathlib import Path
+import onnx_ir as ir
+import torch
+from export.component import Component
+from export.package import write_component
+from export.safetensors_file import mapped, write_float32
+from export.trace import trace
+from graph_passes.pipelines import PORTABLE
+from graph_passes.step import run
+
+def anonymous():
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+
+def export(folder, width, layers):
+    folder.mkdir()
+    with torch.device("meta"):
+        module = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers))).eval().requires_grad_(False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    block = torch.linspace(-1, 1, 1 << 16).numpy()
+    write_float32(folder / "weights.safetensors", shapes, lambda name: blocks(shapes[name], block))
+    module.load_state_dict(mapped(folder / "weights.safetensors"), assign=True)
+    component = Component("layers", module, {"x": torch.zeros(1, 2, width)}, ("y",))
+    model = trace(component, dynamic=False)
+    steps = run(model, PORTABLE)
+    write_component(folder, component, model, steps, 0)
+    transposed = sum(isinstance(value.const_value, ir.LazyTensor) for value in model.graph.initializers.values())
+    return 4 * component.parameters, transposed, (folder / "layers" / "model.onnx_data").stat().st_size
+
+def blocks(shape, block):
+    count = torch.Size(shape).numel()
+    for start in range(0, count, block.size):
+        yield block[: count - start]
+
+torch.set_num_threads(1)
+work = Path(sys.argv[1])
+export(work / "first", 2048, 5)  # what libraries load on first use is not the weights'
+before, seen, over = anonymous(), [], threading.Event()
+watch = threading.Thread(target=lambda: [seen.append(anonymous()) for _ in iter(lambda: over.wait(0.005), True)])
+watch.start()
+size, transposed, written = export(work / "second", 2048, 25)
+over.set()
+watch.join()
+print(json.dumps({"grown": max(seen) - before, "samples": len(seen), "size": size, "transposed": transposed,
+                  "written": written}))
+"""
+
+
+def test_tracing_rewriting_and_writing_keep_the_weights_in_their_file(tmp_path: Path) -> None:
+    """420 MB in 25 matrices: they are transposed and written one after the other, and only those in the writers' hands are in memory."""
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert seen["size"] > 400e6
+    assert seen["written"] >= 25 * 4 * 2048 * 2048
+    assert seen["transposed"] == 25
+    assert seen["samples"] > 20
+    assert seen["grown"] < 0.25 * seen["size"]

@@ -10,6 +10,7 @@ from typing import Any
 import faults
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.parity import Found, check_component, check_package, compare, package_trajectory
 from export.reference import Oracle, Trajectory, ask
@@ -79,6 +80,20 @@ def test_a_healthy_package_passes_with_room_to_spare(healthy: Found, oracle: Ora
     assert walked["prompt_sensitivity"] == pytest.approx(1, abs=1e-3)
     assert walked["limits"] == {"component_snr_db": 90.0, "step_snr_db": 50.0, "picture": 2, "sensitivity": 0.02}
     assert healthy.picture.shape == (64, 64, 3)
+
+
+def test_the_command_writes_down_what_it_measured(healthy: Found, tiny_package: Path) -> None:
+    """A check of the finished package finds again what the export recorded: both ask the same."""
+    manifest = Package.open(tiny_package).manifest
+    for name, figures in healthy.components.items():
+        recorded = manifest.components[name].parity
+        assert recorded is not None
+        assert recorded["snr_db"] == pytest.approx(figures["snr_db"], abs=3), name  # other threads sum in another order
+    assert manifest.trajectory_parity is not None
+    assert manifest.trajectory_parity.keys() == healthy.trajectory.keys()
+    assert manifest.trajectory_parity["picture_max_diff"] <= 1
+    recorded_picture = np.asarray(Image.open(tiny_package / "parity" / "onnx.png")).astype(int)
+    assert np.abs(recorded_picture - healthy.picture).max() <= 1
 
 
 def test_a_dynamic_package_is_asked_at_sides_that_it_was_not_traced_at(oracle: Oracle) -> None:

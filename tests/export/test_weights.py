@@ -517,5 +517,5 @@ def test_weights_that_are_not_finite(small_folder: Path, tmp_path: Path, dtype: 
         return tensors
 
     rewrite(folder / "unet" / "diffusion_pytorch_model.safetensors", spoil)
-    with pytest.raises(InputError, match=r"the tensor 'unet/mid_block.resnets.0.conv1.weight' of 'small' has NaN or infinite weights: the checkpoint is damaged"):
+    with pytest.raises(InputError, match=r"the tensor 'unet/mid_block.resnets.0.conv1.weight' of 'small' has NaN or infinite weights"):
         open_checkpoint(str(folder), None, tmp_path).module("unet")
