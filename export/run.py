@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from graph_passes.step import run
 from graph_passes.work import count_macs
 from runtime import schedulers
 from runtime.errors import InputError
-from runtime.manifest import Manifest, Package
+from runtime.manifest import ComponentEntry, FileEntry, Manifest, Package
 
 CHECKS = ("full", "quick", "none")
 SMALL = 100_000_000  # parameters: up to here the full check takes seconds
@@ -74,10 +75,12 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         with tqdm(total=len(parts) * (2 if check == "none" else 4) + (1 if check == "none" else 3), desc="export", unit="step") as bar:
             step = partial(_begin, bar)
             # tracing keeps one core busy with Python; making weights, writing and hashing them do not need it
-            with ThreadPoolExecutor(1) as maker, ThreadPoolExecutor(1) as writer:
+            with _worker() as maker, _worker() as writer:
                 ahead = [maker.submit(checkpoint.prepare, name) for name in checkpoint.configs]
-                writing = []
+                writing: list[Future[tuple[ComponentEntry, dict[str, FileEntry]]]] = []
                 for name, build in parts:
+                    _raise_failures(ahead)  # a full disk, before more is traced
+                    _raise_failures(writing)
                     step(f"{name}: trace")
                     component = build()
                     model = trace(component, request.dynamic)
@@ -112,6 +115,22 @@ def record(made: Package, oracle: Oracle, step: Callable[[str], object]) -> None
     package.write_pictures(made.path, oracle.trajectory.picture, found.picture)
     entries = {name: replace(entry, parity=found.components[name]) for name, entry in made.manifest.components.items()}
     package.finish(made.path, replace(made.manifest, components=entries, trajectory_parity=found.trajectory), made.manifest.files)
+
+
+@contextmanager
+def _worker() -> Iterator[ThreadPoolExecutor]:
+    """A thread that works off what it is given; what has not begun when the block fails never does."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _raise_failures(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        if future.done():
+            future.result()
 
 
 def _begin(bar: tqdm, what: str) -> None:

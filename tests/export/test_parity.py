@@ -145,7 +145,7 @@ def test_a_damaged_component_is_named(damage: Damage, message: str, damaged: Cal
                  "50 are asked for", id="noise schedule"),
     pytest.param(lambda package: faults.edit_file(package, "tokenizer/merges.txt", lambda text: text.splitlines()[0] + "\n"),
                  "'tokenizer' gives other ids than transformers for the prompt", id="tokenizer"),
-    pytest.param(graph("unet", faults.zeroed("model.down_blocks.0.resnets.0.conv1.bias")),
+    pytest.param(graph("unet", faults.zeroed("model.time_embedding.linear_2.bias")),
                  r"'unet' (leaves torch's trajectory|hears the prompt)", id="dropped bias: unet"),
     pytest.param(graph("unet", faults.swapped(f"{BLOCK}.attn2.to_k.weight.transpose", f"{BLOCK}.attn2.to_v.weight.transpose")),
                  r"'unet' (leaves torch's trajectory|hears the prompt)", id="keys and values swapped"),
