@@ -9,7 +9,7 @@ from runtime.manifest import sha256_of
 
 
 class Hashes:
-    """Starts to hash `files` {name: path} at once; `result()` waits for the end."""
+    """Of `files` {name: path}: `start()` begins in the background, `result()` waits for the end (and begins, where nobody has)."""
 
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = files
@@ -17,7 +17,11 @@ class Hashes:
         self._error: OSError | None = None
         # a daemon: an export that fails or is interrupted does not wait for it
         self._thread = threading.Thread(target=self._run, name="hash the checkpoint", daemon=True)
-        self._thread.start()
+
+    def start(self) -> None:
+        """Begins; once is enough."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -28,6 +32,7 @@ class Hashes:
 
     def result(self) -> dict[str, str]:
         """{name: hexadecimal digits}, once all are known. Errors: OSError where a file could not be read."""
+        self.start()
         self._thread.join()
         if self._error is not None:
             raise self._error

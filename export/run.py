@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,20 +12,17 @@ from typing import Any
 from tqdm import tqdm
 
 from export import package
-from export.component import Component
+from export.build import HERE, Order, build, elsewhere
 from export.estimate import Estimate, estimate, require
 from export.families import sd
 from export.parity import check_package
-from export.reference import Oracle, ask, seeded_inputs
-from export.trace import trace
+from export.reference import Oracle, ask
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.errors import GraphError
 from graph_passes.pipelines import for_target
-from graph_passes.step import run
-from graph_passes.work import count_macs
 from runtime import schedulers
 from runtime.errors import InputError
-from runtime.manifest import ComponentEntry, FileEntry, Manifest, Package
+from runtime.manifest import Manifest, Package
 
 CHECKS = ("full", "quick", "none")
 SMALL = 100_000_000  # parameters: up to here the full check takes seconds
@@ -60,47 +55,34 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
     if request.precision != "fp32":
         raise InputError(f"the precision '{request.precision}' is not there yet: this version exports fp32")
     try:
-        passes = for_target(request.target)
+        for_target(request.target)
     except GraphError as error:
         raise InputError(str(error)) from error
     with package.staged(request.out, request.force) as staging:
         checkpoint = open_checkpoint(request.model, request.weights, staging.work, allow_pickle=request.allow_pickle)
         defaults = _defaults(checkpoint, request)
-        parts = sd.components(checkpoint, None if request.dynamic else (defaults["height"], defaults["width"]), request.batch)
+        order = Order(request.model, request.weights, request.allow_pickle, request.target, defaults, staging.package, staging.work)
         check = request.check or ("full" if sum(map(checkpoint.parameters, checkpoint.configs)) <= SMALL else "quick")
         needed = estimate(checkpoint, check)
         say(f"{checkpoint.alias}: {_megabytes(needed)}; this takes {needed}; check: {check}")
         require(needed, request.out)
+        checkpoint.hashes.start()
 
-        with tqdm(total=len(parts) * (2 if check == "none" else 4) + (1 if check == "none" else 3), desc="export", unit="step") as bar:
+        names = [name for name, _ in order.parts(checkpoint)]
+        with tqdm(total=4 if check == "none" else 6 + 2 * len(names), desc="export", unit="step") as bar:
             step = partial(_begin, bar)
-            # tracing keeps one core busy with Python; making weights, writing and hashing them do not need it
-            with _worker() as maker, _worker() as writer:
-                ahead = [maker.submit(checkpoint.prepare, name) for name in checkpoint.configs]
-                writing: list[Future[tuple[ComponentEntry, dict[str, FileEntry]]]] = []
-                for name, build in parts:
-                    _raise_failures(ahead)  # a full disk, before more is traced
-                    _raise_failures(writing)
-                    step(f"{name}: trace")
-                    component = build()
-                    model = trace(component, request.dynamic)
-                    step(f"{name}: passes")
-                    steps = run(model, passes)
-                    macs = sum(count_macs(model, _shapes(component, defaults)).values())
-                    writing.append(writer.submit(package.write_component, staging.package, component, model, steps, macs))
-                    del component, model
-                step("write")
-                for future in ahead:
-                    future.result()
-                written = [future.result() for future in writing]
+            with elsewhere(order, checkpoint) as others:
+                built = build(order, checkpoint, HERE, step)
+                step("the other components")
+                built |= others()
+            step("manifest")
             package.copy_files(staging.package, checkpoint.files)
             scheduler = sd.scheduler_config(checkpoint)
             package.write_index(staging.package, checkpoint.configs, scheduler)
             tools = {name: importlib.metadata.version(name) for name in TOOLS}
-            entries = {name: entry for (name, _), (entry, _) in zip(parts, written, strict=True)}
-            hashed = {name: file for _, files in written for name, file in files.items()}
-            manifest = Manifest(checkpoint.alias, checkpoint.provenance(), request.target, request.precision, tools, defaults, entries,
-                                scheduler, {})
+            hashed = {name: file for part in built.values() for name, file in part.files.items()}
+            manifest = Manifest(checkpoint.alias, checkpoint.provenance(), request.target, request.precision, tools, defaults,
+                                {name: built[name].entry for name in names}, scheduler, {})
             package.finish(staging.package, manifest, hashed)
             if check != "none":
                 oracle = ask(checkpoint, defaults, check, staging.work, step)
@@ -115,22 +97,6 @@ def record(made: Package, oracle: Oracle, step: Callable[[str], object]) -> None
     package.write_pictures(made.path, oracle.trajectory.picture, found.picture)
     entries = {name: replace(entry, parity=found.components[name]) for name, entry in made.manifest.components.items()}
     package.finish(made.path, replace(made.manifest, components=entries, trajectory_parity=found.trajectory), made.manifest.files)
-
-
-@contextmanager
-def _worker() -> Iterator[ThreadPoolExecutor]:
-    """A thread that works off what it is given; what has not begun when the block fails never does."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _raise_failures(futures: Sequence[Future[Any]]) -> None:
-    for future in futures:
-        if future.done():
-            future.result()
 
 
 def _begin(bar: tqdm, what: str) -> None:
@@ -164,12 +130,6 @@ def _defaults(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
         "guidance": 4.0 if checkpoint.alias == "tiny" else 7.5,
         "scheduler": schedulers.make(checkpoint.scheduler).name,
     }
-
-
-def _shapes(component: Component, defaults: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Input shapes of batch 1 at the default size, for counting work."""
-    inputs = seeded_inputs(component, defaults["height"], defaults["width"], defaults["vae_scale_factor"])
-    return {name: array.shape for name, array in inputs.items()}
 
 
 def _megabytes(needed: Estimate) -> str:

@@ -92,6 +92,10 @@ class Checkpoint:
                 write_float32(path, self.shapes[name], lambda key: float32_blocks(tensors[key]), progress)
                 self.mapped[name] = partial(read, [path])
 
+    def adopt(self, name: str, path: Path) -> None:
+        """Takes weights that another process has prepared from the same call: a float32 safetensors file."""
+        self.mapped[name] = partial(read, [path])
+
     def module(self, name: str, progress: Callable[[int], object] | None = None) -> torch.nn.Module:
         """A component as a torch module: float32, eval, no gradients; its parameters are private views of a mapped file.
 

@@ -1,0 +1,147 @@
+"""The graphs of a package, built by two processes: tracing is pure Python, so that one process would leave a core idle.
+
+This process builds the U-Net, half of the work, and a second one the other components. In each, weights are made and graphs written in
+threads beside the tracing, which they do not slow down: they hold no lock of Python's.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from export.component import Component
+from export.families import sd
+from export.package import write_component
+from export.reference import seeded_inputs
+from export.trace import trace
+from export.weights import Checkpoint, open_checkpoint
+from graph_passes.pipelines import for_target
+from graph_passes.step import run
+from graph_passes.work import count_macs
+from runtime.errors import HandheldError, InputError
+from runtime.manifest import ComponentEntry, FileEntry
+
+Step = Callable[[str], object]
+HERE = ("unet",)  # what the first process builds
+
+
+@dataclass(frozen=True)
+class Order:
+    """What both processes must know. `pipeline` is the manifest's; `folder` is where the package is staged, `work` is scratch space."""
+
+    model: str
+    weights: str | None
+    allow_pickle: bool
+    target: str
+    pipeline: dict[str, Any]
+    folder: Path
+    work: Path
+
+    def parts(self, checkpoint: Checkpoint) -> list[tuple[str, Callable[[], Component]]]:
+        size = None if self.pipeline["dynamic"] else (self.pipeline["height"], self.pipeline["width"])
+        return sd.components(checkpoint, size, max(1, self.pipeline["batch"]))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A component in its place: its entry in the manifest, and its files."""
+
+    entry: ComponentEntry
+    files: dict[str, FileEntry]
+
+
+def build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: Step = str) -> dict[str, Built]:
+    """Traces, rewrites and writes the named components. `step` is told what begins. Errors: CheckFailed, InputError, OSError."""
+    passes = for_target(order.target)
+    sources = dict.fromkeys("vae" if name.startswith("vae_") else name for name in names)
+    # threads that wait for nothing but the disk and for numpy
+    with _worker() as maker, _worker() as writer:
+        ahead = [maker.submit(checkpoint.prepare, name) for name in sources]
+        writing: dict[str, Future[tuple[ComponentEntry, dict[str, FileEntry]]]] = {}
+        for name, make in order.parts(checkpoint):
+            if name not in names:
+                continue
+            _raise_failures([*ahead, *writing.values()])  # a full disk, before more is traced
+            step(f"{name}: trace")
+            component = make()
+            model = trace(component, order.pipeline["dynamic"])
+            step(f"{name}: passes")
+            steps = run(model, passes)
+            macs = sum(count_macs(model, _shapes(component, order.pipeline)).values())
+            writing[name] = writer.submit(write_component, order.folder, component, model, steps, macs)
+            del component, model
+        for future in ahead:
+            future.result()
+        return {name: Built(*future.result()) for name, future in writing.items()}
+
+
+@contextmanager
+def _worker() -> Iterator[ThreadPoolExecutor]:
+    """A thread that works off what it is given; what has not begun when the block fails never does."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _raise_failures(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        if future.done():
+            future.result()
+
+
+@contextmanager
+def elsewhere(order: Order, checkpoint: Checkpoint) -> Iterator[Callable[[], dict[str, Built]]]:
+    """Starts a second process on the components that this one does not build; gives a function that waits for them.
+
+    The process ends with the block, whatever happened in it. Errors: those of `build`; InputError where the process was killed.
+    """
+    names = tuple(name for name, _ in order.parts(checkpoint) if name not in HERE)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(order, names, sender), daemon=True)
+    process.start()
+    sender.close()  # ours: so that the end of the process is the end of the pipe
+
+    def result() -> dict[str, Built]:
+        try:
+            kind, value, scratch = receiver.recv()
+        except EOFError:
+            raise InputError(f"the process that exports {', '.join(names)} was killed: is there enough memory?") from None
+        if kind == "failed":
+            raise value
+        for name, path in scratch.items():
+            checkpoint.adopt(name, path)
+        built: dict[str, Built] = value
+        return built
+
+    try:
+        yield result
+    finally:
+        process.terminate()
+        process.join()
+        receiver.close()
+
+
+def _serve(order: Order, names: tuple[str, ...], sender: Connection) -> None:
+    try:
+        work = order.work / "elsewhere"
+        work.mkdir()
+        checkpoint = open_checkpoint(order.model, order.weights, work, allow_pickle=order.allow_pickle)
+        built = build(order, checkpoint, names)
+        sender.send(("built", built, {path.stem: path for path in work.glob("*.safetensors")}))
+    except (HandheldError, OSError) as error:
+        sender.send(("failed", error, {}))
+
+
+def _shapes(component: Component, pipeline: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Input shapes of batch 1 at the default size, for counting work."""
+    inputs = seeded_inputs(component, pipeline["height"], pipeline["width"], pipeline["vae_scale_factor"])
+    return {name: array.shape for name, array in inputs.items()}
