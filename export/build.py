@@ -56,8 +56,21 @@ class Built:
     files: dict[str, FileEntry]
 
 
-def build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: Step = str) -> dict[str, Built]:
-    """Traces, rewrites and writes the named components. `step` is told what begins. Errors: CheckFailed, InputError, OSError."""
+def build(order: Order, checkpoint: Checkpoint, step: Step) -> dict[str, Built]:
+    """Builds all components, in both processes, in the order of `Order.parts`. `step` is told what begins.
+
+    Errors: CheckFailed, InputError, OSError.
+    """
+    names = [name for name, _ in order.parts(checkpoint)]
+    with _elsewhere(order, checkpoint, tuple(name for name in names if name not in HERE)) as others:
+        built = _build(order, checkpoint, HERE, step)
+        step("the other components")
+        built |= others()
+    return {name: built[name] for name in names}
+
+
+def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: Step = str) -> dict[str, Built]:
+    """Traces, rewrites and writes the named components, in this process."""
     passes = for_target(order.target)
     sources = dict.fromkeys("vae" if name.startswith("vae_") else name for name in names)
     # threads that wait for nothing but the disk and for numpy
@@ -98,12 +111,14 @@ def _raise_failures(futures: Sequence[Future[Any]]) -> None:
 
 
 @contextmanager
-def elsewhere(order: Order, checkpoint: Checkpoint) -> Iterator[Callable[[], dict[str, Built]]]:
-    """Starts a second process on the components that this one does not build; gives a function that waits for them.
+def _elsewhere(order: Order, checkpoint: Checkpoint, names: tuple[str, ...]) -> Iterator[Callable[[], dict[str, Built]]]:
+    """Starts a second process on the named components; gives a function that waits for them.
 
     The process ends with the block, whatever happened in it. Errors: those of `build`; InputError where the process was killed.
     """
-    names = tuple(name for name, _ in order.parts(checkpoint) if name not in HERE)
+    if not names:
+        yield dict
+        return
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(order, names, sender), daemon=True)
@@ -135,7 +150,7 @@ def _serve(order: Order, names: tuple[str, ...], sender: Connection) -> None:
         work = order.work / "elsewhere"
         work.mkdir()
         checkpoint = open_checkpoint(order.model, order.weights, work, allow_pickle=order.allow_pickle)
-        built = build(order, checkpoint, names)
+        built = _build(order, checkpoint, names)
         sender.send(("built", built, {path.stem: path for path in work.glob("*.safetensors")}))
     except (HandheldError, OSError) as error:
         sender.send(("failed", error, {}))

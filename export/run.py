@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from export import package
-from export.build import HERE, Order, build, elsewhere
+from export.build import Order, build
 from export.estimate import Estimate, estimate, require
 from export.families import sd
 from export.parity import check_package
@@ -68,13 +68,10 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         require(needed, request.out)
         checkpoint.hashes.start()
 
-        names = [name for name, _ in order.parts(checkpoint)]
-        with tqdm(total=4 if check == "none" else 6 + 2 * len(names), desc="export", unit="step") as bar:
+        count = len(order.parts(checkpoint))
+        with tqdm(total=4 if check == "none" else 6 + 2 * count, desc="export", unit="step") as bar:
             step = partial(_begin, bar)
-            with elsewhere(order, checkpoint) as others:
-                built = build(order, checkpoint, HERE, step)
-                step("the other components")
-                built |= others()
+            built = build(order, checkpoint, step)
             step("manifest")
             package.copy_files(staging.package, checkpoint.files)
             scheduler = sd.scheduler_config(checkpoint)
@@ -82,7 +79,7 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             tools = {name: importlib.metadata.version(name) for name in TOOLS}
             hashed = {name: file for part in built.values() for name, file in part.files.items()}
             manifest = Manifest(checkpoint.alias, checkpoint.provenance(), request.target, request.precision, tools, defaults,
-                                {name: built[name].entry for name in names}, scheduler, {})
+                                {name: part.entry for name, part in built.items()}, scheduler, {})
             package.finish(staging.package, manifest, hashed)
             if check != "none":
                 oracle = ask(checkpoint, defaults, check, staging.work, step)

@@ -21,8 +21,8 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
+import export.build
 import export.package
-import export.run
 from export import estimate
 from export.__main__ import main
 from export.component import Component
@@ -55,7 +55,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(*_: object) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(export.run, "trace", begun)
+    monkeypatch.setattr(export.build, "trace", begun)
+    monkeypatch.setattr(export.build, "HERE", ("text_encoder", "unet", "vae_decoder", "vae_encoder"))  # where this patch is
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def text_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return components(checkpoint, size, batch)[:1]
 
     monkeypatch.setattr(sd, "components", fewer)
+    monkeypatch.setattr(export.build, "HERE", ("text_encoder",))  # in this process, where the tests' patches are
 
 
 def run(*arguments: object) -> Result:
