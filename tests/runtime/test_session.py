@@ -69,8 +69,8 @@ def test_every_node_is_assigned(edit_graph: Callable[..., Path]) -> None:
     [
         ("text_encoder", {}, "'text_encoder' needs the input 'input_ids', which was not given"),
         ("text_encoder", {**IDS, "mask": np.zeros(1)}, "'text_encoder' has no input 'mask': it takes 'input_ids'"),
-        ("text_encoder", {"input_ids": np.zeros((1, 78))}, ", 77], not as [1, 78]"),
-        ("text_encoder", {"input_ids": np.zeros(77)}, ", 77], not as [77]"),
+        ("text_encoder", {"input_ids": np.zeros((1, 78))}, "'text_encoder' does not run with input_ids [1, 78]: "),
+        ("text_encoder", {"input_ids": np.zeros(77)}, "'text_encoder' takes 'input_ids' as [batch_size, sequence_length], not as [77]"),
         ("text_encoder", {"input_ids": np.full((1, 77), 10**6)}, "'text_encoder' does not run with input_ids [1, 77]: "),
         ("text_decoder", {}, "has no component 'text_decoder': it has text_encoder, unet,"),
     ],

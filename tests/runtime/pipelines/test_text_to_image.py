@@ -133,7 +133,9 @@ class Counting(Sessions):
 def fix(batch: int) -> Callable[[onnx.ModelProto], None]:
     def edit(model: onnx.ModelProto) -> None:
         for value in model.graph.input:
-            for axis, size in enumerate([batch if value.name != "timestep" else 1, *([] if value.name != "sample" else [4, 8, 8])]):
+            if value.name == "timestep":  # a scalar
+                continue
+            for axis, size in enumerate([batch, *([4, 8, 8] if value.name == "sample" else [])]):
                 value.type.tensor_type.shape.dim[axis].dim_value = size
         model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = batch
 
