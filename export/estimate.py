@@ -11,11 +11,10 @@ from runtime.errors import InputError
 
 GB = 1e9
 # Measured on two cores of a 2024 server (docs/measurements.md); a guess elsewhere, meant to tell seconds from hours.
-PYTHON_AND_GRAPH = 0.9 * GB  # torch, diffusers and one traced graph, whatever the weights
+PYTHON_AND_GRAPH = 1.1 * GB  # two processes with torch, diffusers and a traced graph, whatever the weights
 TRACE_SECONDS = {"text_encoder": 6.0, "unet": 35.0, "vae": 14.0, "safety_checker": 8.0}
 WRITE_BYTES_PER_SECOND = 0.35 * GB
-SESSION_PER_WEIGHT_BYTE = 1.7  # ONNX Runtime: the weights, and its packed copies of them
-ACTIVATIONS = 1.3 * GB  # of a guided step at 512x512 and of the decoder
+ACTIVATIONS = 4.0 * GB  # of a guided step at 512x512: the attention's scores, written out
 FLOP_PER_SECOND = 150e9
 QUICK_FLOP_PER_WEIGHT = 12_000.0  # torch and ONNX Runtime together, two guided steps at 512x512
 
@@ -41,9 +40,7 @@ def estimate(checkpoint: Checkpoint, check: str) -> Estimate:
     memory = PYTHON_AND_GRAPH
     seconds = 6 + sum(TRACE_SECONDS.values()) + package / WRITE_BYTES_PER_SECOND
     if check != "none":
-        # weights of a few megabytes have small activations too
-        activations = min(ACTIVATIONS, 5 * max(sizes.values()))
-        memory += SESSION_PER_WEIGHT_BYTE * max(sizes.values()) + activations
+        memory += min(ACTIVATIONS, 5 * max(sizes.values()))  # small models have small activations; large ones' weights stay mapped
         seconds += package / 4 * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * (6 if check == "full" else 1)
     return Estimate(memory, package + checkpoint.scratch_bytes() + 0.05 * GB, package, seconds)
 

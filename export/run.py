@@ -15,7 +15,7 @@ from export import package
 from export.build import Order, build
 from export.estimate import Estimate, estimate, require
 from export.families import sd
-from export.parity import check_package
+from export.parity import SMALL, check_package
 from export.reference import Oracle, ask
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.errors import GraphError
@@ -25,7 +25,6 @@ from runtime.errors import InputError
 from runtime.manifest import Manifest, Package
 
 CHECKS = ("full", "quick", "none")
-SMALL = 100_000_000  # parameters: up to here the full check takes seconds
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "handheld-diffusion")
 
 
