@@ -24,7 +24,7 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -361,7 +361,6 @@ def main(out: Path, work: Path, seed: int, vae_steps: int, text_steps: int, unet
     scaling = float(1 / torch.sqrt(mean.var() + log_variance.exp().mean()))
     vae.register_to_config(scaling_factor=round(scaling, 5))
 
-    scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
     validation = score_scenes(64, skip=100)  # held out too, and no prompt of the score
 
     def pipeline() -> StableDiffusionPipeline:
@@ -387,7 +386,6 @@ def main(out: Path, work: Path, seed: int, vae_steps: int, text_steps: int, unet
     final = score(finished, score_scenes(), work / "score.png")
     for module in (vae, encoder, unet):
         module.to(torch.float16)
-    finished.register_modules(scheduler=scheduler)
     finished.save_pretrained(out, safe_serialization=True)
     # transformers 5 drops the prefix that every published checkpoint has and that transformers 4 needs; it reads both
     encoder_file = out / "text_encoder" / "model.safetensors"
