@@ -11,6 +11,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from runtime.manifest import Package
+from runtime.pipelines.settings import Settings
+from runtime.pipelines.text_to_image import text_to_image
 from runtime.scenes import draw, is_held_out, judge, scenes, score_scenes
 from runtime.score import score
 
@@ -44,6 +46,15 @@ def test_the_readme_states_the_score(torch_score: float, tiny_checkpoint: Path) 
 
 def test_the_package_loses_at_most_two_hundredths(torch_score: float, tiny_package: Path) -> None:
     assert score(Package.open(tiny_package)) >= torch_score - 0.02
+
+
+def test_the_demo_shows_what_its_prompt_says(tiny_package: Path) -> None:
+    """With the package's own defaults, as `make demo` makes it."""
+    caption = "a red circle above a blue square on a yellow background"
+    scene = next(scene for scene in scenes() if scene.caption == caption)
+    for seed in range(4):
+        verdict = judge(text_to_image(Package.open(tiny_package), Settings.one_prompt(caption, seed)).images[0], scene)
+        assert verdict.right, (seed, verdict.reason)
 
 
 def test_it_is_small_and_has_the_layout_of_published_models(tiny_checkpoint: Path) -> None:
