@@ -24,7 +24,6 @@ from runtime import schedulers
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package
 
-CHECKS = ("full", "quick", "none")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "handheld-diffusion")
 
 
