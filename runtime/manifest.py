@@ -52,11 +52,17 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """See the contract in the README. `pipeline` holds what runs the components together:
+    """See the contract in the README. `pipeline` holds what runs the components together, and the defaults of a picture:
 
-    {family, height, width, batch (0: dynamic), dynamic, vae_scale_factor, scaling_factor, latent_channels, prediction_type,
-    steps, guidance, scheduler}: defaults for generation in pixels, steps and scales. Optional: size_multiple, by which height and
-    width must divide (else vae_scale_factor; 64 for a U-Net that halves three times), and guidance_rescale.
+    {family (sd, sdxl, sdxl-refiner), height, width (pixels), batch (0: dynamic), dynamic, vae_scale_factor, scaling_factor, force_upcast
+    (whether the decoder overflows in half precision), latent_channels, prediction_type, steps, guidance (0 and 1: off), strength,
+    scheduler, force_zeros_for_empty_prompt (whether no negative prompt means zeros), text_encoders, time_ids}.
+
+    `text_encoders` [{component, tokenizer, embeddings, pooled}] stand in the order in which their `embeddings` (an output's name) are
+    concatenated; `pooled` names the output that is the U-Net's text_embeds, "" for none. `time_ids` counts the numbers of the U-Net's
+    input of that name: 6 (original height and width, crop top and left, target height and width), 5 (the aesthetic score in place of the
+    target; its defaults are then aesthetic_score and negative_aesthetic_score), 0 (there is no such input).
+    Optional: size_multiple, by which height and width must divide (else vae_scale_factor), and guidance_rescale.
     """
 
     model: str
