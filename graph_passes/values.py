@@ -25,6 +25,23 @@ def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     return node if node is not None and is_standard(node, *op_types) else None
 
 
+def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
+    """The node that alone reads `value`, if it is one of these standard operators and no caller of the graph sees the value."""
+    readers = [use.node for use in value.uses()]
+    return readers[0] if len(readers) == 1 and is_standard(readers[0], *op_types) and not value.is_graph_output() else None
+
+
+def operands(node: ir.Node) -> list[ir.Value]:
+    """The inputs of a node, without those that are left out."""
+    return [value for value in node.inputs if value is not None]
+
+
+def other_operand(node: ir.Node, one: ir.Value) -> ir.Value:
+    """Of a node with two inputs the one that is not `one`; `one` itself where it is both."""
+    first, second = operands(node)
+    return second if first is one else first
+
+
 def is_constant(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether the value is an initializer that no caller can override (an initializer that is also an input is only a default)."""
     return value is not None and value.is_initializer() and value.const_value is not None and not value.is_graph_input()

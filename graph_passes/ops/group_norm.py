@@ -17,7 +17,19 @@ from onnxscript.values import Opset
 
 from graph_passes.rule import Refused, adopt, emit, emit_constant, replace
 from graph_passes.step import Pass
-from graph_passes.values import add_initializer, constant, dimensions, integer, is_constant, is_standard, producer, same_shape
+from graph_passes.values import (
+    add_initializer,
+    constant,
+    dimensions,
+    integer,
+    is_constant,
+    is_standard,
+    only_user,
+    operands,
+    other_operand,
+    producer,
+    same_shape,
+)
 
 handheld = Opset("handheld", 1)
 op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
@@ -115,7 +127,7 @@ def _site(node: ir.Node) -> _Site:
 
 
 def _of_group_normalization(node: ir.Node) -> _Site:
-    x, scale, bias = _operands(node)[:3]
+    x, scale, bias = operands(node)[:3]
     groups = integer(node, "num_groups", 1)
     channels, _ = _check_input(x, groups)
     _check_affine(scale, bias, {(channels,)})  # up to opset 20 there is one value per group, which is another function
@@ -125,22 +137,22 @@ def _of_group_normalization(node: ir.Node) -> _Site:
 def _around_instance_normalization(node: ir.Node) -> _Site:
     grouped, ones, zeros = node.inputs[:3]
     first = producer(grouped, "Reshape")
-    second = _only_user(node.outputs[0], "Reshape")
-    scaled = second and _only_user(second.outputs[0], "Mul")
-    shifted = scaled and _only_user(scaled.outputs[0], "Add")
+    second = only_user(node.outputs[0], "Reshape")
+    scaled = second and only_user(second.outputs[0], "Mul")
+    shifted = scaled and only_user(scaled.outputs[0], "Add")
     if first is None or second is None or scaled is None or shifted is None:
         raise Refused("it does not stand between Reshape and Reshape, Mul, Add with no other reader of the values between them")
     if not _is_filled_with(ones, 1) or not _is_filled_with(zeros, 0):
         raise Refused("it has a scale and a bias of its own")
     groups = _length(ones)
-    x, restored = _operands(first)[0], second.outputs[0]
+    x, restored = operands(first)[0], second.outputs[0]
     if not _groups_channels(first, x, groups):
         raise Refused(f"the Reshape in front of it is not known to make [batch, {groups}, ...] of the input")
     view = None if _restores(second, x) else second
     if view is not None and not _keeps_batch(view, x):
         raise Refused("the Reshape behind it is not known to make [batch, channels, ...] of its output")
     channels, rank = _check_input(x if view is None else restored, groups)
-    scale, bias = _other_operand(scaled, restored), _other_operand(shifted, scaled.outputs[0])
+    scale, bias = other_operand(scaled, restored), other_operand(shifted, scaled.outputs[0])
     over_positions = (channels,) + (1,) * (rank - 2)
     _check_affine(scale, bias, {over_positions, (1, *over_positions)})
     return _with_silu(shifted, x, view, scale, bias, _epsilon(node), groups)
@@ -169,7 +181,7 @@ def _with_silu(last: ir.Node, x: ir.Value, view: ir.Node | None, scale: ir.Value
     y = last.outputs[0]
     readers = [use.node for use in y.uses()]
     sigmoid = next((each for each in readers if is_standard(each, "Sigmoid")), None)
-    product = sigmoid and _only_user(sigmoid.outputs[0], "Mul")
+    product = sigmoid and only_user(sigmoid.outputs[0], "Mul")
     if product is not None and not y.is_graph_output() and len(readers) == 2 and product in readers:
         return _Site(product, "GroupNormSilu", x, view, scale, bias, epsilon, groups)
     return _Site(last, "GroupNorm", x, view, scale, bias, epsilon, groups)
@@ -202,25 +214,9 @@ def _flat(value: ir.Value, before: ir.Node) -> ir.Value:
     return emit(before, "Reshape", [value, emit_constant(before, np.array([-1], np.int64))])
 
 
-def _operands(node: ir.Node) -> list[ir.Value]:
-    """The inputs of an operator that has no optional ones."""
-    return [value for value in node.inputs if value is not None]
-
-
 def _epsilon(node: ir.Node) -> float:
     attribute = node.attributes.get("epsilon")
     return 1e-5 if attribute is None else float(attribute.as_float())
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The node that alone reads `value`, if it is this operator and no caller of the graph sees the value."""
-    readers = [use.node for use in value.uses()]
-    return readers[0] if len(readers) == 1 and is_standard(readers[0], op_type) and not value.is_graph_output() else None
-
-
-def _other_operand(node: ir.Node, one: ir.Value) -> ir.Value:
-    first, second = _operands(node)
-    return second if first is one else first
 
 
 def _is_filled_with(value: ir.Value | None, number: float) -> bool:
