@@ -18,6 +18,7 @@ namespace {
 
 // What each struct has: `lanes`; loads and stores of all lanes, or of the first `count` (the others read as `fill`, and are not
 // written); `stream`, a store past the caches to an address aligned to the vector; arithmetic; `multiply_add(a, b, c)`, a * b + c;
+// `absolute`, the sign taken away, of what is not a number too;
 // `clamp`, into [low, high], what is not a number to low; `round`, to the nearest integer; `scale(v, n)`, v * 2^n for integral n in
 // [-252, 254], to infinity and to zero where that leaves the range; `sum`, over the lanes, in double.
 
@@ -66,6 +67,9 @@ struct PortableVector {
   }
   static Register multiply_add(Register a, Register b, Register c) {
     return map([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  static Register absolute(Register v) {
+    return map([&](int i) { return __builtin_fabsf(v.lane[i]); });
   }
   static Register clamp(Register v, float low, float high) {
     return map([&](int i) { return !(v.lane[i] > low) ? low : v.lane[i] > high ? high : v.lane[i]; });
@@ -119,6 +123,7 @@ struct Avx512Vector {
   static Register multiply(Register a, Register b) { return _mm512_mul_ps(a, b); }
   static Register divide(Register a, Register b) { return _mm512_div_ps(a, b); }
   static Register multiply_add(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
+  static Register absolute(Register v) { return _mm512_abs_ps(v); }
   // max returns its second operand where one is not a number
   static Register clamp(Register v, float low, float high) {
     return _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(low)), _mm512_set1_ps(high));
@@ -158,6 +163,7 @@ struct Avx2Vector {
   static Register multiply(Register a, Register b) { return _mm256_mul_ps(a, b); }
   static Register divide(Register a, Register b) { return _mm256_div_ps(a, b); }
   static Register multiply_add(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
+  static Register absolute(Register v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
   // max returns its second operand where one is not a number
   static Register clamp(Register v, float low, float high) {
     return _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
@@ -204,6 +210,7 @@ struct NeonVector {
   static Register multiply(Register a, Register b) { return vmulq_f32(a, b); }
   static Register divide(Register a, Register b) { return vdivq_f32(a, b); }
   static Register multiply_add(Register a, Register b, Register c) { return vfmaq_f32(c, a, b); }
+  static Register absolute(Register v) { return vabsq_f32(v); }
   static Register clamp(Register v, float low, float high) { return vminnmq_f32(vmaxnmq_f32(v, vdupq_n_f32(low)), vdupq_n_f32(high)); }
   static Register round(Register v) { return vrndnq_f32(v); }
   static Register scale(Register v, Register n) {
