@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
 import torch._dynamo.config
+from onnxscript import opset18
+from onnxscript.onnx_types import TensorType
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
 from export.component import Component
 from runtime.errors import CheckFailed
 
+op: Any = opset18  # ONNX spelled as Python: its types are not Python's
 # One opset for every package. At 20 the exporter writes GroupNorm as InstanceNormalization between reshapes, which every runtime
 # has a kernel for; at 21 as GroupNormalization, which ONNX Runtime's CPU provider expands into a dozen primitives.
 OPSET = 20
@@ -35,16 +39,52 @@ def trace(component: Component, dynamic: bool) -> ir.Model:
             # a hit in the cache of fake tensors costs a round of symbolic algebra where axes are free: 0.4 of the time without it
             exported = torch.export.export(component.module, tuple(component.example_inputs.values()), strict=False,
                                            dynamic_shapes=tuple(shapes.values()) if dynamic else None)
-            program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
-                                        input_names=list(component.example_inputs), output_names=list(component.outputs))
+            program = _lowered(exported, component)
     except CANNOT as error:
         raise CheckFailed(f"'{component.name}' cannot be traced: {str(error).splitlines()[0]}") from error
-    assert program is not None
     model = program.model
     if dynamic:
         _name_axes(model, component)
     model.graph.name = component.name
     return model
+
+
+def _lowered(exported: torch.export.ExportedProgram, component: Component) -> torch.onnx.ONNXProgram:
+    """Translates a traced module to ONNX.
+
+    The exporter first traces the module a second time, to decompose what it has no translation for: as much work as the first time, for
+    two ways to write a cast. With CASTS nothing is left to decompose in the models of this project, and where another one needs
+    it, it has the second trace after all.
+    """
+    decompose = exported.run_decompositions
+    for steps in (lambda _: exported, decompose):
+        object.__setattr__(exported, "run_decompositions", steps)
+        try:
+            program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
+                                        input_names=list(component.example_inputs), output_names=list(component.outputs),
+                                        custom_translation_table=CASTS)
+        except torch.onnx.OnnxExporterError:
+            if steps is decompose:
+                raise
+            continue
+        break
+    assert program is not None
+    return program
+
+
+def _cast(self: TensorType, dtype: int = -1, non_blocking: bool = False, copy: bool = False, memory_format: str = "") -> TensorType:
+    return op.Cast(self, to=dtype)
+
+
+def _cast_with_layout(
+    self: TensorType, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False, non_blocking: bool = False,
+    copy: bool = False, memory_format: str = "",
+) -> TensorType:
+    return op.Identity(self) if dtype == -1 else op.Cast(self, to=dtype)
+
+
+# What the exporter's own table lacks; the parameters are those of the operators' schemas, and all but the type say nothing in a graph.
+CASTS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.to.dtype: _cast, torch.ops.aten.to.dtype_layout: _cast_with_layout}
 
 
 def _name_axes(model: ir.Model, component: Component) -> None:

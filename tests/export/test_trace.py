@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -223,3 +224,28 @@ def test_two_exports_give_the_same_bytes(small_folder: Path, tmp_path: Path) -> 
     for name in ("text_encoder", "vae_decoder"):
         one, other = ((out / name / "model.onnx").read_bytes() for out in outs)
         assert one == other, name
+
+
+class TypeOfAnother(torch.nn.Module):
+    """`Tensor.to(other)`: torch's exporter has a translation for it only after it decomposed it."""
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return x.to(other) * 3
+
+
+@pytest.mark.parametrize(("module", "traces"), [(TypeOfAnother(), 2), (torch.nn.Conv2d(2, 2, 1), 1)])
+def test_only_what_has_no_translation_is_traced_twice(module: torch.nn.Module, traces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    decomposed = []
+    original = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions",
+                        lambda self, table=None: decomposed.append(self) or original(self, table))
+    x = torch.linspace(-1, 1, 24).reshape(1, 2, 3, 4)
+    inputs = {"x": x, "other": torch.zeros(1, dtype=torch.float64)} if traces == 2 else {"x": x}
+    model = trace(Component("part", module.eval(), inputs, ("y",), {}, {}), dynamic=False)
+    assert 1 + len(decomposed) == traces
+    session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
+    (got,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    with torch.no_grad():
+        expected = module(*inputs.values()).numpy()
+    assert got.dtype == expected.dtype
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
