@@ -29,6 +29,8 @@ CUSTOM_OPS_DOMAIN = "handheld"
 EXTERNAL_BYTES = 64 << 20
 # Tensors below this stay in the graph, where passes and readers find them.
 INLINE_TENSOR_BYTES = 1024
+# Kernels read weights where the file is mapped: tensors that take time begin at a page, and so no vector of theirs crosses a cache line.
+PAGE, ALIGNED_FROM = 4096, 64 << 10
 # What the writers hold at most in memory, whatever the model's size.
 IN_FLIGHT_BYTES = 256 << 20
 
@@ -107,7 +109,7 @@ def write_graph(folder: Path, component: str, model: ir.Model) -> tuple[str, str
     if weights > EXTERNAL_BYTES:
         data = f"{component}/model.onnx_data"
         ir.save(model, folder / file, external_data="model.onnx_data", size_threshold_bytes=INLINE_TENSOR_BYTES, max_workers=2,
-                max_in_flight_bytes=IN_FLIGHT_BYTES)
+                max_in_flight_bytes=IN_FLIGHT_BYTES, alignment=PAGE, align_threshold=ALIGNED_FROM)
     else:
         data = ""
         ir.save(model, folder / file)

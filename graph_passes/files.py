@@ -16,6 +16,7 @@ from graph_passes.errors import GraphError
 OLDEST_OPSET, NEWEST_OPSET = 13, 23
 EXTERNAL_FROM = 1 << 20  # bytes of weights in all from which they get a file of their own
 TENSOR_EXTERNAL_FROM = 1 << 10  # bytes of one tensor from which it goes there: shapes and scalars stay readable in the graph
+PAGE, ALIGNED_FROM = 4096, 64 << 10  # tensors from this size on begin at a page: kernels read them where the file is mapped
 
 
 def load(path: Path) -> ir.Model:
@@ -123,6 +124,8 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], object] = lambda
             external_data=external,
             size_threshold_bytes=TENSOR_EXTERNAL_FROM,
             callback=written,
+            alignment=PAGE,
+            align_threshold=ALIGNED_FROM,
         )
         path.unlink(missing_ok=True)  # from here on there is no model, until there is the whole new one
         data.unlink(missing_ok=True)
