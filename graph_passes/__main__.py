@@ -13,23 +13,10 @@ from tqdm import tqdm
 
 from graph_passes.errors import GraphError
 from graph_passes.files import check_free, load, save
+from graph_passes.passes.static_shapes import parse_shapes
 from graph_passes.pipelines import TARGETS, for_target
 from graph_passes.step import Step, run
 from graph_passes.values import nodes
-
-
-def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """`name=2x4x64x64` -> {name: (2, 4, 64, 64)}. Errors: GraphError where a text has another form."""
-    shapes = {}
-    for text in texts:
-        name, _, sizes = text.rpartition("=")
-        try:
-            shapes[name] = tuple(int(size) for size in sizes.split("x"))
-        except ValueError:
-            name = ""
-        if not name:
-            raise GraphError(f"--static takes an input and its shape, such as sample=2x4x64x64, not {text!r}.")
-    return shapes
 
 
 def transform(source: Path, out: Path, target: str, static: tuple[str, ...], simplify: bool, force: bool, report: Path | None) -> None:

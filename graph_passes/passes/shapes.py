@@ -18,7 +18,7 @@ def infer_shapes(model: ir.Model) -> int:
     What the exporter wrote stays, so a name that it gave to a dimension goes on to the values that have none.
     """
     common.NameFixPass()(model)  # what is inferred comes back by name
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(model), check_type=False, strict_mode=False, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model), check_type=False, strict_mode=False, data_prop=True)
     known = {value.name: value for graph in ir.from_proto(inferred).graphs() for value in _outputs(graph)}
     changed = 0
     for graph in model.graphs():
@@ -33,7 +33,7 @@ def infer_shapes(model: ir.Model) -> int:
     return changed
 
 
-def _without_weights(model: ir.Model) -> onnx.ModelProto:
+def without_weights(model: ir.Model) -> onnx.ModelProto:
     """The model with a reference to no file in the place of every large initializer: inference needs its shape alone."""
     weights = {value: value.const_value for graph in model.graphs() for value in graph.initializers.values() if not _is_small(value)}
     for value, tensor in weights.items():

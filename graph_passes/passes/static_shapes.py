@@ -75,3 +75,17 @@ def _sizes_by_name(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> di
 
 def _text(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
+
+
+def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """`name=2x4x64x64` -> {name: (2, 4, 64, 64)}. Errors: GraphError where a text has another form."""
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.split("x"))
+        except ValueError:
+            name = ""
+        if not name:
+            raise GraphError(f"--static takes an input and its shape, such as sample=2x4x64x64, not {text!r}.")
+    return shapes

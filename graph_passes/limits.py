@@ -1,0 +1,176 @@
+"""What NNAPI and CoreML refuse of operators that their tables list: the rules that ONNX Runtime's providers check node by node.
+
+Read from the sources of ONNX Runtime (core/providers/nnapi/nnapi_builtin/builders, core/providers/coreml/builders). The tables themselves,
+which ONNX Runtime ships in onnxruntime/tools/mobile_helpers, are read by `graph_passes.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graph_passes.values import constant, integer, is_constant, is_standard, static_shape
+
+COREML_LONGEST = 16_384  # CoreML loads no model in which a dimension is longer (apple/coremltools issue 1003)
+COREML_ANY_TYPE = ("And", "ArgMax", "Cast", "Concat", "GatherND", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Unsqueeze", "Where")
+FLOAT, HALF, INT32 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One reason why a target does not take a node: a sentence, and the name of the pass that mends it ("" where there is none)."""
+
+    sentence: str
+    mend: str = ""
+
+
+Limits = Callable[[ir.Node], Iterator[Fault]]
+
+
+def nnapi(node: ir.Node) -> Iterator[Fault]:
+    """The faults of a node whose operator NNAPI's table lists and whose shapes are static."""
+    yield from _types(node, (FLOAT,), {"Cast": (FLOAT, INT32), "Gather": (FLOAT, INT32), "Concat": (FLOAT, INT32)})
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and len(_shape(value)) > 4:
+            yield Fault(f"'{value.name}' has {len(_shape(value))} dimensions, and NNAPI's tensors have 4 at most", "heads in the batch")
+            break
+    yield from (Fault(f"the scalar input '{value.name}' has no dimension", "move to the host") for value in _scalar_inputs(node))
+    if node.op_type == "Conv":
+        yield from _constants(node, {1: "weight", 2: "bias"})
+        if len(_shape(node.inputs[0])) != 4:
+            yield Fault("only 2D convolutions are taken")
+    elif node.op_type == "MatMul":
+        yield from _nnapi_product(node)
+    elif node.op_type == "Gemm":
+        yield from _gemm(node)
+    elif node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "ReduceMean", "Slice", "Split"):
+        yield from _constants(node, dict.fromkeys(range(1, len(node.inputs)), "shape, axes or lengths"))
+        if node.op_type == "Split" and len({_shape(output)[integer(node, "axis", 0)] for output in node.outputs}) > 1:
+            yield Fault("the parts are of different lengths, and NNAPI splits in equal ones", "split evenly")
+    elif node.op_type == "Gather" and not is_constant(node.inputs[1]) and _dtype(node.inputs[1]) != INT32:
+        yield Fault("the indices are neither constant nor int32", "move to the host")
+    elif node.op_type == "Pad":
+        yield from _constants(node, {1: "amounts", 2: "value"})
+        amounts = constant(node.inputs[1])
+        if _text(node, "mode", "constant") != "constant" or (amounts is not None and (amounts < 0).any()):
+            yield Fault("only padding with a constant is taken, and no cropping")
+    elif node.op_type == "Clip":
+        yield from _constants(node, {1: "minimum", 2: "maximum"})
+    elif node.op_type == "Resize":
+        yield from _resize(node, whole=False)
+
+
+def coreml(node: ir.Node) -> Iterator[Fault]:
+    """The faults of a node whose operator CoreML's table for MLProgram lists and whose shapes are static."""
+    yield from _types(node, (FLOAT, HALF), dict.fromkeys(COREML_ANY_TYPE, tuple(ir.DataType)))
+    for index, value in enumerate(node.inputs):
+        sizes = _shape(value)
+        if len(sizes) > 5:
+            yield Fault(f"'{_name(value)}' has {len(sizes)} dimensions, and CoreML's tensors have 5 at most", "heads in the batch")
+        if any(size > COREML_LONGEST for size in sizes):
+            yield Fault(f"'{_name(value)}' has a dimension of {max(sizes)}, and CoreML takes {COREML_LONGEST} at most", "unfold groups")
+        if 0 in sizes and not (node.op_type == "Resize" and index == 1):
+            yield Fault(f"'{_name(value)}' has no elements")
+    if node.op_type == "Conv":
+        yield from _constants(node, {2: "bias"})
+        if len(_shape(node.inputs[0])) not in (3, 4):
+            yield Fault("only 1D and 2D convolutions are taken")
+    elif node.op_type == "Gemm":
+        yield from _constants(node, {1: "matrix B", 2: "matrix C"})
+        yield from _gemm(node)
+    elif node.op_type in ("InstanceNormalization", "LayerNormalization", "GroupNormalization"):
+        yield from _constants(node, {1: "scale", 2: "bias"})
+        if node.op_type == "LayerNormalization" and "axis" not in node.attributes:
+            yield Fault("the axis is left to the default, which CoreML's provider takes for 1")
+        if len(node.outputs) > 1:
+            yield Fault("the mean and the deviation are asked for too")
+    elif node.op_type in ("Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "ReduceMean", "ReduceSum", "ReduceMax"):
+        yield from _constants(node, dict.fromkeys(range(1, len(node.inputs)), "shape, axes or lengths"))
+    elif node.op_type == "Pow" and {_dtype(value) for value in node.inputs} != {FLOAT}:
+        yield Fault("base and exponent are not both float32")
+    elif node.op_type == "Where" and not {_dtype(value) for value in node.inputs[1:]} <= {FLOAT, HALF}:
+        yield Fault("the branches are neither float32 nor float16")
+    elif node.op_type == "Resize":
+        yield from _resize(node, whole=True)
+
+
+def _types(node: ir.Node, usual: tuple[ir.DataType, ...], others: dict[str, tuple[ir.DataType, ...]]) -> Iterator[Fault]:
+    """The providers look at the type of the first input."""
+    dtype = _dtype(node.inputs[0]) if node.inputs else None
+    if dtype not in others.get(node.op_type, usual):
+        yield Fault(f"the first input is {dtype.name if dtype else 'of unknown type'}", "move to the host")
+
+
+def _nnapi_product(node: ir.Node) -> Iterator[Fault]:
+    first, second = (_shape(value) for value in node.inputs)
+    plain = len(first) == len(second) == 2 and is_constant(node.inputs[1])
+    batched = len(first) >= 3 and len(first) == len(second) and first[:-2] == second[:-2]
+    if not plain and not batched:
+        how = "multiply linear layers flat" if is_constant(node.inputs[1]) else "heads in the batch"
+        yield Fault(f"{_sizes(first)} times {_sizes(second)} is no matrix times a constant one, nor as many times as many matrices", how)
+
+
+def _gemm(node: ir.Node) -> Iterator[Fault]:
+    scales = [attribute.as_float() for name in ("alpha", "beta") if (attribute := node.attributes.get(name)) is not None]
+    if integer(node, "transA", 0) or any(scale != 1 for scale in scales):
+        yield Fault("A is transposed, or a product is scaled")
+    elif not integer(node, "transB", 0) and not is_constant(node.inputs[1]):
+        yield Fault("B is neither constant nor transposed")
+    if len(node.inputs) > 2 and any(size != 1 for size in _shape(node.inputs[2])[:-1]):
+        yield Fault("C is more than one row")
+
+
+def _resize(node: ir.Node, whole: bool) -> Iterator[Fault]:
+    """Nearest neighbours of NCHW pictures by constant factors; `whole`: by whole numbers only."""
+    if len(_shape(node.inputs[0])) != 4:
+        yield Fault("only pictures in NCHW are resized")
+    form = (
+        _text(node, "mode", "nearest"),
+        _text(node, "coordinate_transformation_mode", "half_pixel"),
+        _text(node, "nearest_mode", "round_prefer_floor"),
+    )
+    if form[0] != "linear" and form != ("nearest", "asymmetric", "floor"):
+        yield Fault("nearest neighbours are taken asymmetric and rounded down only")
+    given = [value for value in node.inputs[2:] if value is not None]
+    if not given or not all(is_constant(value) for value in given):
+        yield Fault("the factors are no constants", "fix static shapes")
+    if any(name in node.attributes for name in ("antialias", "axes", "exclude_outside", "keep_aspect_ratio_policy")):
+        yield Fault("it has attributes beyond mode and coordinates", "upsample by constant factors")
+    before, after = _shape(node.inputs[0]), _shape(node.outputs[0])
+    if before[:2] != after[:2] or (whole and any(new % old for old, new in zip(before, after, strict=True))):
+        yield Fault("it does more than to enlarge height and width by whole factors")
+
+
+def _constants(node: ir.Node, meaning: dict[int, str]) -> Iterator[Fault]:
+    for index, what in meaning.items():
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and not is_constant(value):
+            yield Fault(f"the {what} '{value.name}' is no constant", "fix static shapes" if is_standard(node, "Reshape", "Slice") else "")
+
+
+def _scalar_inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None and value.is_graph_input() and static_shape(value) == ()]
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The sizes of a tensor; () for one that is left out."""
+    return (static_shape(value) or ()) if value is not None else ()
+
+
+def _dtype(value: ir.Value | None) -> ir.DataType | None:
+    return None if value is None else value.dtype
+
+
+def _text(node: ir.Node, name: str, default: str) -> str:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else str(attribute.as_string())
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else str(value.name)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
