@@ -10,6 +10,7 @@ const char* name_of(Isa isa) {
     case Isa::kPortable: return "portable";
     case Isa::kAvx2: return "avx2";
     case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512Bf16: return "avx512bf16";
     case Isa::kNeon: return "neon";
   }
   return "unknown";
@@ -20,6 +21,9 @@ std::vector<Isa> available_isas() {
 #if defined(HANDHELD_X86)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::kAvx2);
   if (__builtin_cpu_supports("avx512f")) isas.push_back(Isa::kAvx512);
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    isas.push_back(Isa::kAvx512Bf16);
+  }
 #elif defined(HANDHELD_ARM64)
   isas.push_back(Isa::kNeon);  // part of every 64-bit Arm
 #endif
