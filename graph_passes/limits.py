@@ -15,15 +15,18 @@ from graph_passes.values import constant, integer, is_constant, is_standard, sta
 
 COREML_LONGEST = 16_384  # CoreML loads no model in which a dimension is longer (apple/coremltools issue 1003)
 COREML_ANY_TYPE = ("And", "ArgMax", "Cast", "Concat", "GatherND", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Unsqueeze", "Where")
+HOST = "move to the host"
 FLOAT, HALF, INT32 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One reason why a target does not take a node: a sentence, and the name of the pass that mends it ("" where there is none)."""
+    """One reason why a target does not take a node: a sentence, the name of the pass that mends it ("" where there is none), and what in
+    particular is at fault."""
 
-    sentence: str
+    why: str
     mend: str = ""
+    what: str = ""
 
 
 Limits = Callable[[ir.Node], Iterator[Fault]]
@@ -34,9 +37,9 @@ def nnapi(node: ir.Node) -> Iterator[Fault]:
     yield from _types(node, (FLOAT,), {"Cast": (FLOAT, INT32), "Gather": (FLOAT, INT32), "Concat": (FLOAT, INT32)})
     for value in (*node.inputs, *node.outputs):
         if value is not None and len(_shape(value)) > 4:
-            yield Fault(f"'{value.name}' has {len(_shape(value))} dimensions, and NNAPI's tensors have 4 at most", "heads in the batch")
+            yield Fault("a tensor has more than 4 dimensions", "heads in the batch", _described(value))
             break
-    yield from (Fault(f"the scalar input '{value.name}' has no dimension", "move to the host") for value in _scalar_inputs(node))
+    yield from (Fault("an input of the graph is a scalar", HOST, _described(value)) for value in _scalar_inputs(node))
     if node.op_type == "Conv":
         yield from _constants(node, {1: "weight", 2: "bias"})
         if len(_shape(node.inputs[0])) != 4:
@@ -50,7 +53,7 @@ def nnapi(node: ir.Node) -> Iterator[Fault]:
         if node.op_type == "Split" and len({_shape(output)[integer(node, "axis", 0)] for output in node.outputs}) > 1:
             yield Fault("the parts are of different lengths, and NNAPI splits in equal ones", "split evenly")
     elif node.op_type == "Gather" and not is_constant(node.inputs[1]) and _dtype(node.inputs[1]) != INT32:
-        yield Fault("the indices are neither constant nor int32", "move to the host")
+        yield Fault("the indices are neither constant nor int32", HOST)
     elif node.op_type == "Pad":
         yield from _constants(node, {1: "amounts", 2: "value"})
         amounts = constant(node.inputs[1])
@@ -68,11 +71,11 @@ def coreml(node: ir.Node) -> Iterator[Fault]:
     for index, value in enumerate(node.inputs):
         sizes = _shape(value)
         if len(sizes) > 5:
-            yield Fault(f"'{_name(value)}' has {len(sizes)} dimensions, and CoreML's tensors have 5 at most", "heads in the batch")
+            yield Fault("a tensor has more than 5 dimensions", "heads in the batch", _described(value))
         if any(size > COREML_LONGEST for size in sizes):
-            yield Fault(f"'{_name(value)}' has a dimension of {max(sizes)}, and CoreML takes {COREML_LONGEST} at most", "unfold groups")
+            yield Fault(f"a dimension is longer than {COREML_LONGEST}", "unfold groups", _described(value))
         if 0 in sizes and not (node.op_type == "Resize" and index == 1):
-            yield Fault(f"'{_name(value)}' has no elements")
+            yield Fault("a tensor has no elements", what=_described(value))
     if node.op_type == "Conv":
         yield from _constants(node, {2: "bias"})
         if len(_shape(node.inputs[0])) not in (3, 4):
@@ -100,7 +103,7 @@ def _types(node: ir.Node, usual: tuple[ir.DataType, ...], others: dict[str, tupl
     """The providers look at the type of the first input."""
     dtype = _dtype(node.inputs[0]) if node.inputs else None
     if dtype not in others.get(node.op_type, usual):
-        yield Fault(f"the first input is {dtype.name if dtype else 'of unknown type'}", "move to the host")
+        yield Fault(f"the first input is {dtype.name if dtype else 'of unknown type'}", HOST, _described(node.inputs[0]))
 
 
 def _nnapi_product(node: ir.Node) -> Iterator[Fault]:
@@ -109,7 +112,9 @@ def _nnapi_product(node: ir.Node) -> Iterator[Fault]:
     batched = len(first) >= 3 and len(first) == len(second) and first[:-2] == second[:-2]
     if not plain and not batched:
         how = "multiply linear layers flat" if is_constant(node.inputs[1]) else "heads in the batch"
-        yield Fault(f"{_sizes(first)} times {_sizes(second)} is no matrix times a constant one, nor as many times as many matrices", how)
+        yield Fault(
+            "it is no matrix times a constant one, nor as many times as many matrices", how, f"{_sizes(first)} times {_sizes(second)}"
+        )
 
 
 def _gemm(node: ir.Node) -> Iterator[Fault]:
@@ -147,7 +152,9 @@ def _constants(node: ir.Node, meaning: dict[int, str]) -> Iterator[Fault]:
     for index, what in meaning.items():
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and not is_constant(value):
-            yield Fault(f"the {what} '{value.name}' is no constant", "fix static shapes" if is_standard(node, "Reshape", "Slice") else "")
+            yield Fault(
+                f"the {what} is no constant", "fix static shapes" if is_standard(node, "Reshape", "Slice") else "", _described(value)
+            )
 
 
 def _scalar_inputs(node: ir.Node) -> list[ir.Value]:
@@ -168,8 +175,8 @@ def _text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else str(attribute.as_string())
 
 
-def _name(value: ir.Value | None) -> str:
-    return "" if value is None else str(value.name)
+def _described(value: ir.Value | None) -> str:
+    return "" if value is None else f"'{value.name}' {value.shape}"
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -11,7 +11,7 @@ import json
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 
 from graph_passes.errors import GraphError
 from graph_passes.files import load
-from graph_passes.limits import Fault, Limits, coreml, nnapi
+from graph_passes.limits import HOST, Fault, Limits, coreml, nnapi
 from graph_passes.passes.constants import LIFT_CONSTANTS
 from graph_passes.passes.functions import INLINE_FUNCTIONS
 from graph_passes.passes.shapes import INFER_SHAPES, without_weights
@@ -47,7 +47,6 @@ class Target:
     most_dimensions: int = 999  # for the usability checker, which knows this one limit for CoreML
 
 
-_HOST = "move to the host"
 TARGETS = (
     Target(
         "nnapi",
@@ -60,7 +59,7 @@ TARGETS = (
             "GroupNormalization": "lower group norms",
             "Erf": "approximate GELU",
             "Gelu": "approximate GELU",
-            **dict.fromkeys(("Cos", "ArgMax", "OneHot", "Equal", "Where", "GatherND"), _HOST),
+            **dict.fromkeys(("Cos", "ArgMax", "OneHot", "Equal", "Where", "GatherND"), HOST),
             **dict.fromkeys(("Expand", "Shape"), "fix static shapes"),
         },
         "Android 10 (NNAPI feature level 3), and weights in the graph or handed over in memory: initializers in other files are refused",
@@ -70,7 +69,7 @@ TARGETS = (
         "CoreML (MLProgram)",
         "coreml_supported_mlprogram_ops.md",
         coreml,
-        {**dict.fromkeys(("Gather", "OneHot", "Equal"), _HOST), "Expand": "fix static shapes"},
+        {**dict.fromkeys(("Gather", "OneHot", "Equal"), HOST), "Expand": "fix static shapes"},
         "the option ModelFormat=MLProgram (iOS 15, macOS 12), and weights in the graph or handed over in memory",
         5,
     ),
@@ -110,7 +109,7 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """What the manifest keeps: figures, each kind of fault with the number of its nodes, and `map` with runs of [place, nodes]."""
-        faults = Counter((refusal.op_type, fault) for refusal in self.refusals for fault in refusal.faults)
+        faults = Counter((refusal.op_type, fault.why, fault.mend) for refusal in self.refusals for fault in refusal.faults)
         return {
             "target": self.target,
             "nodes": self.nodes,
@@ -118,8 +117,7 @@ class Plan:
             "partitions": list(self.partitions),
             "crossing_bytes": self.crossing_bytes,
             "faults": [
-                {"operator": op_type, "nodes": count, "why": fault.sentence, "pass": fault.mend}
-                for (op_type, fault), count in faults.most_common()
+                {"operator": op_type, "nodes": count, "why": why, "pass": mend} for (op_type, why, mend), count in faults.most_common()
             ],
             "map": [[place, len(list(run))] for place, run in groupby(self.places)],
             "checker": {"taken": self.checker[0], "partitions": self.checker[1]},
@@ -197,7 +195,7 @@ def _faults(node: ir.Node, target: Target, operators: frozenset[str]) -> Iterato
         return
     unknown = [value for value in (*node.inputs, *node.outputs) if value is not None and static_shape(value) is None]
     if unknown:
-        yield Fault(f"the shape of '{unknown[0].name}' is {unknown[0].shape}, and only numbers are taken", "fix static shapes")
+        yield Fault("a shape is not made of numbers alone", "fix static shapes", f"'{unknown[0].name}' {unknown[0].shape}")
         return
     yield from target.limits(node)
 
@@ -260,8 +258,7 @@ def main(source: Path, target: str, static: tuple[str, ...], report: Path | None
     click.echo(text(made))
     if report is not None:
         refused = [
-            {"node": each.node, "operator": each.op_type, "faults": [{"why": fault.sentence, "pass": fault.mend} for fault in each.faults]}
-            for each in made.refusals
+            {"node": each.node, "operator": each.op_type, "faults": [asdict(fault) for fault in each.faults]} for each in made.refusals
         ]
         report.write_text(json.dumps({**made.summary(), "refused": refused}, indent=2) + "\n", encoding="utf-8")
 
