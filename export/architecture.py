@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,37 @@ PIPELINES = {
     "StableDiffusionImg2ImgPipeline": "sd",
     "StableDiffusionInpaintPipeline": "sd",
     "StableDiffusionInpaintPipelineLegacy": "sd",
+    "LatentConsistencyModelPipeline": "sd",
+    "LatentConsistencyModelImg2ImgPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
 }
-REQUIRED = ("text_encoder", "unet", "vae")
+REQUIRED = {
+    "sd": ("text_encoder", "unet", "vae"),
+    "sdxl": ("text_encoder", "text_encoder_2", "unet", "vae"),
+    "sdxl-refiner": ("text_encoder_2", "unet", "vae"),
+}
 OPTIONAL = ("safety_checker",)
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configs of a model. `preprocessor` is the safety checker's, `pad_token` the tokenizer's; empty where a folder brings them."""
+    """The configs of a model. `options` are the plain values of its model_index.json. `preprocessor` is the safety checker's,
+    `pad_tokens` {folder: token} the tokenizers'; empty where a folder brings them."""
 
     name: str
     family: str
     configs: dict[str, dict[str, Any]]
     scheduler: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
     preprocessor: dict[str, Any] | None = None
-    pad_token: str = ""
+    pad_tokens: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """The folders of its tokenizers, one for each text encoder."""
+        return tuple(folder for part, folder in TOKENIZERS.items() if part in self.configs)
 
     def without(self, component: str) -> Architecture:
         """The same model with a component less."""
@@ -39,7 +55,7 @@ class Architecture:
 def of_alias(name: str, family: str, configs: str) -> Architecture:
     """The architecture in export/configs/`configs`."""
     raw = json.loads((CONFIGS / configs).read_text(encoding="utf-8"))
-    return Architecture(name, family, raw["components"], raw["scheduler"], raw.get("preprocessor"), raw["pad_token"])
+    return Architecture(name, family, raw["components"], raw["scheduler"], raw.get("options", {}), raw.get("preprocessor"), raw["pad_tokens"])
 
 
 def of_folder(folder: Path, name: str) -> Architecture:
@@ -50,9 +66,20 @@ def of_folder(folder: Path, name: str) -> Architecture:
     pipeline = str(index.get("_class_name"))
     if pipeline not in PIPELINES:
         raise InputError(f"'{folder}' is a {pipeline}, which this version cannot export: it exports {', '.join(PIPELINES)}")
-    wanted = [*REQUIRED, *(part for part in OPTIONAL if (index.get(part) or [None])[0] is not None and (folder / part).is_dir())]
+    family = PIPELINES[pipeline]
+    if family == "sdxl" and not _has(index, "text_encoder"):
+        family = "sdxl-refiner"  # whose published pipeline is an image to image of SDXL with the second text encoder alone
+    if family != "sd" and not _has(index, "text_encoder_2"):
+        raise InputError(f"'{folder}' has no second text encoder, without which SDXL cannot be conditioned: it is no complete SDXL checkpoint")
+    wanted = [*REQUIRED[family], *(part for part in OPTIONAL if _has(index, part) and (folder / part).is_dir())]
     configs = {part: read_json(folder / part / "config.json") for part in wanted}
-    return Architecture(name, PIPELINES[pipeline], configs, read_json(folder / "scheduler" / "scheduler_config.json"))
+    options = {key: value for key, value in index.items() if not key.startswith("_") and isinstance(value, bool | int | float | str)}
+    return Architecture(name, family, configs, read_json(folder / "scheduler" / "scheduler_config.json"), options)
+
+
+def _has(index: dict[str, Any], part: str) -> bool:
+    """Whether a model_index.json names a class for a part."""
+    return (index.get(part) or [None])[0] is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from export.stored import STEMS
 from runtime.errors import Unavailable
 
 CONFIGS = ("model_index.json", "*/config.json", "scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json")
-TOKENIZER = ("tokenizer/*.json", "tokenizer/*.txt")
+TOKENIZER = ("tokenizer/*.json", "tokenizer/*.txt", "tokenizer_2/*.json", "tokenizer_2/*.txt")
 WEIGHTS = tuple(
     f"{part}/{name}"
     for part, stem in STEMS.items()

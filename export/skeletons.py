@@ -8,18 +8,19 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from runtime.errors import InputError
 
 CLASSES: dict[str, Any] = {
     "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "safety_checker": StableDiffusionSafetyChecker,
 }
 # the configs of transformers' models; diffusers' models read the JSON themselves
-CONFIG_CLASSES: dict[str, Any] = {"text_encoder": CLIPTextConfig, "safety_checker": CLIPConfig}
+CONFIG_CLASSES: dict[str, Any] = {"text_encoder": CLIPTextConfig, "text_encoder_2": CLIPTextConfig, "safety_checker": CLIPConfig}
 
 # AutoencoderKL's attention before diffusers 0.17
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -11,7 +11,8 @@ from export.pickle_file import SUFFIXES, unpickled
 from export.safetensors_file import mapped
 from runtime.errors import InputError
 
-STEMS = {"text_encoder": "model", "safety_checker": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+STEMS = {"text_encoder": "model", "text_encoder_2": "model", "safety_checker": "model", "unet": "diffusion_pytorch_model",
+         "vae": "diffusion_pytorch_model"}
 PICKLE_STEMS = {"model": "pytorch_model", "diffusion_pytorch_model": "diffusion_pytorch_model"}
 
 

@@ -16,7 +16,7 @@ STAND_IN = "a stand-in: the vocabulary of the embedded model, because CLIP's is 
 
 
 def tokenizer_files(folder: Path, work: Path) -> dict[str, Path]:
-    """{"tokenizer/NAME": path} of the tokenizer in `folder`.
+    """{"FOLDER/NAME": path} of the tokenizer in `folder`, whose last part is FOLDER: tokenizer or tokenizer_2.
 
     transformers 5 saves tokenizer.json alone: vocab.json and merges.txt, which every runtime reads, are then written to `work` from it.
     So is tokenizer_config.json where the length of a prompt is not named, without which transformers knows no end.
@@ -30,34 +30,36 @@ def tokenizer_files(folder: Path, work: Path) -> dict[str, Path]:
         if model.get("type") != "BPE":
             raise InputError(f"'{files['tokenizer.json']}' holds no byte-pair vocabulary such as CLIP's")
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        files |= _write(work, {"vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
-                               "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n"})
+        files |= _write(work / folder.name, {"vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
+                                             "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n"})
     config: dict[str, Any] = {"tokenizer_class": "CLIPTokenizer"}
     if "tokenizer_config.json" in files:
         config = read_json(files["tokenizer_config.json"])
     if not 0 < config.get("model_max_length", 0) <= LENGTH:
-        files |= _write(work, {"tokenizer_config.json": json.dumps(config | {"model_max_length": LENGTH}, indent=2) + "\n"})
-    return {f"tokenizer/{name}": files[name] for name in NAMES if name in files}
+        files |= _write(work / folder.name, {"tokenizer_config.json": json.dumps(config | {"model_max_length": LENGTH}, indent=2) + "\n"})
+    return {f"{folder.name}/{name}": files[name] for name in NAMES if name in files}
 
 
-def stand_in_files(folder: Path, work: Path, pad_token: str) -> dict[str, Path]:
-    """The vocabulary in `folder` (the embedded model's) in the layout that SD 1.x and 2.x are published with, with their `pad_token`."""
+def stand_in_files(folder: Path, work: Path, name: str, pad_token: str) -> dict[str, Path]:
+    """The vocabulary in `folder` (the embedded model's) in the layout that the models are published with, as the tokenizer `name` (tokenizer
+    or tokenizer_2) with its `pad_token`."""
     own = tokenizer_files(folder, work)
-    (work / "tokenizer").mkdir(parents=True, exist_ok=True)
+    place = work / name
+    place.mkdir(parents=True, exist_ok=True)
     copies = {}
-    for name in ("vocab.json", "merges.txt"):
-        copies[name] = work / "tokenizer" / name
-        if own[f"tokenizer/{name}"] != copies[name].resolve():
-            shutil.copyfile(own[f"tokenizer/{name}"], copies[name])
+    for file in ("vocab.json", "merges.txt"):
+        copies[file] = place / file
+        if own[f"{folder.name}/{file}"] != copies[file].resolve():
+            shutil.copyfile(own[f"{folder.name}/{file}"], copies[file])
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad_token}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "add_prefix_space": False, **special}
-    written = _write(work, {"tokenizer_config.json": json.dumps(config, indent=2) + "\n",
-                            "special_tokens_map.json": json.dumps(special, indent=2) + "\n"})
-    return {f"tokenizer/{name}": path for name, path in {**copies, **written}.items()}
+    written = _write(place, {"tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+                             "special_tokens_map.json": json.dumps(special, indent=2) + "\n"})
+    return {f"{name}/{file}": path for file, path in {**copies, **written}.items()}
 
 
-def _write(work: Path, texts: dict[str, str]) -> dict[str, Path]:
-    (work / "tokenizer").mkdir(parents=True, exist_ok=True)
+def _write(folder: Path, texts: dict[str, str]) -> dict[str, Path]:
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (work / "tokenizer" / name).write_text(text, encoding="utf-8")
-    return {name: work / "tokenizer" / name for name in texts}
+        (folder / name).write_text(text, encoding="utf-8")
+    return {name: folder / name for name in texts}

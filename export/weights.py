@@ -43,7 +43,8 @@ class Checkpoint:
     """A model that is open: what it is made of, where it comes from, and its modules on request.
 
     `alias` is the model's name (of a folder, file or hub id: its last part). `configs` {component: config.json},
-    `scheduler` scheduler_config.json. `files` {name in the package: path} go into the package as they are.
+    `scheduler` scheduler_config.json, `options` the plain values of model_index.json. `files` {name in the package: path} go into the
+    package as they are.
     `source` {kind: hub|folder|file|random, id, revision[, seed][, tokenizer]} is the provenance without its hashes.
     """
 
@@ -51,6 +52,7 @@ class Checkpoint:
     family: str
     configs: dict[str, dict[str, Any]]
     scheduler: dict[str, Any]
+    options: dict[str, Any]
     files: dict[str, Path]
     source: dict[str, Any]
     work: Path
@@ -201,7 +203,7 @@ def _open_folder(named: _Named, folder: Path, architecture: Architecture, source
         hashed |= {f"{part}/{file.name}": file for file in weights}
         stored[part] = partial(_of_folder, part, weights, wanted[part], allow_pickle)
         check(part, stored[part](), wanted[part], f"'{folder}'", architecture.name)
-    files = _tokenizer(named, folder, work) | _preprocessor(architecture, folder, work)
+    files = _tokenizers(named, architecture, folder, work) | _preprocessor(architecture, folder, work)
     return _checkpoint(architecture, files, source, work, wanted, stored, hashed)
 
 
@@ -219,7 +221,7 @@ def _open_file(named: _Named, file: Path, source: dict[str, Any], work: Path, al
     if named.path == file:
         base = ldm.alias(everything, file)
         named = _Named(named.name, base, repository=base.repository)
-    return _checkpoint(architecture, _tokenizer(named, file.parent, work), source, work, wanted, stored, {file.name: file})
+    return _checkpoint(architecture, _tokenizers(named, architecture, file.parent, work), source, work, wanted, stored, {file.name: file})
 
 
 def _of_folder(part: str, files: list[Path], wanted: dict[str, tuple[int, ...]], allow_pickle: bool) -> Tensors:
@@ -234,12 +236,12 @@ def _open_random(named: _Named, seed: int, work: Path) -> Checkpoint:
     architecture = _architecture(named)
     source = {"kind": "random", "id": named.name, "revision": "", "seed": seed}
     if named.alias is not None and named.path is None:
-        files = stand_in_files(aliases.TINY / "tokenizer", work, architecture.pad_token)
+        files = _stand_ins(architecture, work)
         source["tokenizer"] = STAND_IN
         folder = None
     else:
         folder = named.path or hub.snapshot(named.repository, (*hub.CONFIGS, *hub.TOKENIZER), "unet/config.json")[0]
-        files = tokenizer_files(folder / "tokenizer", work)
+        files = _tokenizers(named, architecture, folder, work)
     made = {part: skeleton(part, config) for part, config in architecture.configs.items()}
     opened = _checkpoint(architecture, files | _preprocessor(architecture, folder, work), source, work,
                          {part: shapes(module) for part, module in made.items()}, {}, {})
@@ -250,8 +252,8 @@ def _checkpoint(architecture: Architecture, files: dict[str, Path], source: dict
                 wanted: dict[str, dict[str, tuple[int, ...]]], stored: dict[str, Callable[[], Tensors]],
                 hashed: dict[str, Path]) -> Checkpoint:
     hashes = Hashes({**hashed, **files} if hashed else {})  # random weights have no files to name
-    return Checkpoint(architecture.name, architecture.family, architecture.configs, architecture.scheduler, files, source, work, wanted,
-                      stored, hashes)
+    return Checkpoint(architecture.name, architecture.family, architecture.configs, architecture.scheduler, architecture.options, files,
+                      source, work, wanted, stored, hashes)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
@@ -266,22 +268,34 @@ def _mappable(tensors: Tensors) -> bool:
     return all(tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.data_ptr() % 4 == 0 for tensor in tensors.values())
 
 
-def _tokenizer(named: _Named, beside: Path, work: Path) -> dict[str, Path]:
-    """The tokenizer that stands beside the weights, or that MODEL brings, or that its alias has on the hub."""
-    for folder in (beside, named.path):
-        if folder is not None and (folder / "tokenizer").is_dir():
-            return tokenizer_files(folder / "tokenizer", work)
-    if named.alias is not None and not named.repository:
-        return stand_in_files(aliases.TINY / "tokenizer", work, _architecture(named).pad_token)
+def _tokenizers(named: _Named, architecture: Architecture, beside: Path, work: Path) -> dict[str, Path]:
+    """The tokenizers that stand beside the weights, or that MODEL brings, or that its alias has on the hub."""
+    files: dict[str, Path] = {}
+    for name in architecture.tokenizers:
+        places = (folder / name for folder in (beside, named.path) if folder is not None)
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None and named.alias is not None and not named.repository:
+            return _stand_ins(_architecture(named), work)
+        files |= tokenizer_files(found or _tokenizer_of_hub(named, name, beside), work)
+    return files
+
+
+def _stand_ins(architecture: Architecture, work: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for name, pad_token in architecture.pad_tokens.items():
+        files |= stand_in_files(aliases.TINY / "tokenizer", work, name, pad_token)
+    return files
+
+
+def _tokenizer_of_hub(named: _Named, name: str, beside: Path) -> Path:
     try:
         if not named.repository:
             raise Unavailable(f"'{named.name}' names no model on the hub")
-        folder = hub.snapshot(named.repository, hub.TOKENIZER, "tokenizer/vocab.json")[0]
+        return hub.snapshot(named.repository, hub.TOKENIZER, f"{name}/vocab.json")[0] / name
     except Unavailable as error:
         raise Unavailable(
-            f"'{beside}' has no folder 'tokenizer', and that of '{named.repository or named.name}' could not be had "
+            f"'{beside}' has no folder '{name}', and that of '{named.repository or named.name}' could not be had "
             f"from the hub: put one there (vocab.json, merges.txt), or name a diffusers folder that has one as MODEL") from error
-    return tokenizer_files(folder / "tokenizer", work)
 
 
 def _preprocessor(architecture: Architecture, folder: Path | None, work: Path) -> dict[str, Path]:

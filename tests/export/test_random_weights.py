@@ -41,7 +41,7 @@ def test_tiny_sd21_has_the_structure_of_sd21() -> None:
     small, large = of_alias("tiny-sd21", "sd", "tiny-sd21.json"), of_alias("sd21", "sd", "sd21.json")
     assert small.scheduler == large.scheduler
     assert small.scheduler["prediction_type"] == "v_prediction"
-    assert small.pad_token == large.pad_token == "!"
+    assert small.pad_tokens == large.pad_tokens == {"tokenizer": "!"}
     for component, config in large.configs.items():
         names = [{name for name, _ in skeleton(component, configs).named_modules() if "encoder.layers" not in name}
                  for configs in (config, small.configs[component])]

@@ -244,10 +244,11 @@ def test_a_lora_is_no_checkpoint(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "lora.safetensors"), None, tmp_path)
 
 
-def test_an_sdxl_file_is_told_apart(tmp_path: Path) -> None:
-    names = ("model.diffusion_model.x", "first_stage_model.x", "conditioner.embedders.0.x")
+def test_an_sdxl_file_without_its_second_text_encoder(tmp_path: Path) -> None:
+    names = ("model.diffusion_model.x", "first_stage_model.x", "conditioner.embedders.0.transformer.x")
     save_file({name: torch.zeros(1) for name in names}, tmp_path / "xl.safetensors")
-    with pytest.raises(InputError, match="is an SDXL checkpoint, a family that this version cannot export yet"):
+    with pytest.raises(InputError, match=r"is an SDXL checkpoint without its second text encoder: it has no tensor 'conditioner\."
+                                         r"embedders\.1\.model\.\*'"):
         open_checkpoint(str(tmp_path / "xl.safetensors"), None, tmp_path)
 
 
