@@ -20,7 +20,8 @@ namespace {
 // written); `stream`, a store past the caches to an address aligned to the vector; arithmetic; `multiply_add(a, b, c)`, a * b + c;
 // `absolute`, the sign taken away, of what is not a number too;
 // `clamp`, into [low, high], what is not a number to low; `round`, to the nearest integer; `scale(v, n)`, v * 2^n for integral n in
-// [-252, 254], to infinity and to zero where that leaves the range; `sum`, over the lanes, in double.
+// [-252, 254], to infinity and to zero where that leaves the range, and not a number where v is none; `max(a, b)`, b where one is not a
+// number; `transpose`, of the square of as many registers as there are lanes; `sum`, over the lanes, in double.
 
 struct PortableVector {
   static constexpr int lanes = 8;  // a multiple of what compilers find without being told
@@ -71,6 +72,9 @@ struct PortableVector {
   static Register absolute(Register v) {
     return map([&](int i) { return __builtin_fabsf(v.lane[i]); });
   }
+  static Register max(Register a, Register b) {
+    return map([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
   static Register clamp(Register v, float low, float high) {
     return map([&](int i) { return !(v.lane[i] > low) ? low : v.lane[i] > high ? high : v.lane[i]; });
   }
@@ -81,9 +85,18 @@ struct PortableVector {
   static Register scale(Register v, Register n) {
     return map([&](int i) {
       // twice half of the exponent: 2^n itself is not always a normal number
-      const std::int32_t whole = static_cast<std::int32_t>(n.lane[i]), half = whole / 2;
+      const std::int32_t whole = n.lane[i] == n.lane[i] ? static_cast<std::int32_t>(n.lane[i]) : 0, half = whole / 2;
       return v.lane[i] * power_of_two(half) * power_of_two(whole - half);
     });
+  }
+  static void transpose(Register (&rows)[lanes]) {
+    for (int i = 0; i < lanes; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const float other = rows[i].lane[j];
+        rows[i].lane[j] = rows[j].lane[i];
+        rows[j].lane[i] = other;
+      }
+    }
   }
   static double sum(Register v) {
     double total = 0;
@@ -124,12 +137,36 @@ struct Avx512Vector {
   static Register divide(Register a, Register b) { return _mm512_div_ps(a, b); }
   static Register multiply_add(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
   static Register absolute(Register v) { return _mm512_abs_ps(v); }
+  static Register max(Register a, Register b) { return _mm512_max_ps(a, b); }
   // max returns its second operand where one is not a number
   static Register clamp(Register v, float low, float high) {
     return _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(low)), _mm512_set1_ps(high));
   }
   static Register round(Register v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static Register scale(Register v, Register n) { return _mm512_scalef_ps(v, n); }
+  static void transpose(Register (&rows)[lanes]) {
+    Register pairs[lanes], fours[lanes];
+    for (int i = 0; i < lanes; i += 2) {
+      pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    // fours[i + j]: column j of the four columns in each quarter, of rows i to i + 3
+    for (int i = 0; i < lanes; i += 4) {
+      fours[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      fours[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+      fours[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      fours[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    for (int j = 0; j < 4; ++j) {
+      const Register low = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x88), high = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xdd);
+      const Register low2 = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0x88);
+      const Register high2 = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0xdd);
+      rows[j] = _mm512_shuffle_f32x4(low, low2, 0x88);
+      rows[4 + j] = _mm512_shuffle_f32x4(high, high2, 0x88);
+      rows[8 + j] = _mm512_shuffle_f32x4(low, low2, 0xdd);
+      rows[12 + j] = _mm512_shuffle_f32x4(high, high2, 0xdd);
+    }
+  }
   static double sum(Register v) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
     const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
@@ -164,6 +201,7 @@ struct Avx2Vector {
   static Register divide(Register a, Register b) { return _mm256_div_ps(a, b); }
   static Register multiply_add(Register a, Register b, Register c) { return _mm256_fmadd_ps(a, b, c); }
   static Register absolute(Register v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+  static Register max(Register a, Register b) { return _mm256_max_ps(a, b); }
   // max returns its second operand where one is not a number
   static Register clamp(Register v, float low, float high) {
     return _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
@@ -172,6 +210,24 @@ struct Avx2Vector {
   static Register scale(Register v, Register n) {
     const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
     return _mm256_mul_ps(_mm256_mul_ps(v, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+  }
+  static void transpose(Register (&rows)[lanes]) {
+    Register pairs[lanes], fours[lanes];
+    for (int i = 0; i < lanes; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    // fours[i + j]: column j of the four columns in each half, of rows i to i + 3
+    for (int i = 0; i < lanes; i += 4) {
+      fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+      fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    for (int j = 0; j < 4; ++j) {
+      rows[j] = _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x20);
+      rows[4 + j] = _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x31);
+    }
   }
   static double sum(Register v) {
     const __m256d pairs = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
@@ -211,11 +267,19 @@ struct NeonVector {
   static Register divide(Register a, Register b) { return vdivq_f32(a, b); }
   static Register multiply_add(Register a, Register b, Register c) { return vfmaq_f32(c, a, b); }
   static Register absolute(Register v) { return vabsq_f32(v); }
+  static Register max(Register a, Register b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static Register clamp(Register v, float low, float high) { return vminnmq_f32(vmaxnmq_f32(v, vdupq_n_f32(low)), vdupq_n_f32(high)); }
   static Register round(Register v) { return vrndnq_f32(v); }
   static Register scale(Register v, Register n) {
     const int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);
     return vmulq_f32(vmulq_f32(v, power_of_two(half)), power_of_two(vsubq_s32(whole, half)));
+  }
+  static void transpose(Register (&rows)[lanes]) {
+    const float32x4x2_t first = vtrnq_f32(rows[0], rows[1]), second = vtrnq_f32(rows[2], rows[3]);
+    rows[0] = vcombine_f32(vget_low_f32(first.val[0]), vget_low_f32(second.val[0]));
+    rows[1] = vcombine_f32(vget_low_f32(first.val[1]), vget_low_f32(second.val[1]));
+    rows[2] = vcombine_f32(vget_high_f32(first.val[0]), vget_high_f32(second.val[0]));
+    rows[3] = vcombine_f32(vget_high_f32(first.val[1]), vget_high_f32(second.val[1]));
   }
   static double sum(Register v) { return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(v)), vcvt_high_f64_f32(v))); }
 
