@@ -131,10 +131,16 @@ def write_component(folder: Path, component: Component, model: ir.Model, steps: 
     for node in model.graph.all_nodes():
         if node.domain == CUSTOM_OPS_DOMAIN:
             ops[node.op_type] = ops.get(node.op_type, 0) + 1
-    passes = tuple({"name": step.name, "applied": step.applied, "seconds": step.seconds} for step in steps)
+    passes = tuple(_entry(step) for step in steps)
     entry = ComponentEntry(file, files[file].sha256, _ports(model.graph.inputs), _ports(model.graph.outputs), model.graph.opset_imports[""],
                            data=data, parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes)
     return entry, files
+
+
+def _entry(step: Step) -> dict[str, Any]:
+    """What the manifest says of a pass: reasons only where there are some."""
+    reasons = {"notes": list(step.notes), "refused": list(step.refused)}
+    return {"name": step.name, "applied": step.applied, "seconds": step.seconds, **{key: texts for key, texts in reasons.items() if texts}}
 
 
 def _hashed(path: Path) -> FileEntry:

@@ -44,18 +44,19 @@ def transform(source: Path, out: Path, target: str, static: tuple[str, ...], sim
 
 
 def table(steps: list[Step]) -> str:
-    """One line for each pass: its name, how many places it changed, its seconds, and what it refused."""
+    """One line for each pass: its name, how many places it changed, its seconds; below it what it chose and what it refused."""
     width = max(len(step.name) for step in steps)
     lines = [f"{'pass':{width}}  applied  seconds"]
     for step in steps:
         lines.append(f"{step.name:{width}}  {step.applied:7}  {step.seconds:7.2f}")
+        lines += [f"{'':{width}}  {note}" for note in step.notes]
         lines += [f"{'':{width}}  not: {reason}" for reason in step.refused]
     return "\n".join(lines)
 
 
 def _entry(step: Step) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": step.name, "applied": step.applied, "seconds": step.seconds}
-    return {**entry, "refused": list(step.refused)} if step.refused else entry
+    reasons = {"notes": list(step.notes), "refused": list(step.refused)}
+    return {"name": step.name, "applied": step.applied, "seconds": step.seconds, **{key: texts for key, texts in reasons.items() if texts}}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

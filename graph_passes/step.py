@@ -10,25 +10,38 @@ import onnx_ir as ir
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a pass that weighs each place did: how many it changed, a sentence for each of those, and one for each that it left."""
+
+    applied: int
+    notes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Pass:
-    """A named rewriting of a whole model, in place. `run` returns how many places it changed.
+    """A named rewriting of a whole model, in place. `run` returns how many places it changed, or that and its reasons.
 
     `refused`, where a pass has it, is asked after the run: one sentence for each place that the pass is made for and left alone.
     """
 
     name: str
-    run: Callable[[ir.Model], int]
+    run: Callable[[ir.Model], int | Outcome]
     refused: Callable[[ir.Model], list[str]] | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass of a pipeline did: the number of places changed, the seconds it took, the places it refused and why."""
+    """What one pass of a pipeline did: the number of places changed, the seconds it took, the places it refused and why.
+
+    `notes` say what was chosen at the places that were changed, where there was a choice.
+    """
 
     name: str
     applied: int
     seconds: float
     refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run(model: ir.Model, passes: Sequence[Pass]) -> list[Step]:
@@ -36,7 +49,8 @@ def run(model: ir.Model, passes: Sequence[Pass]) -> list[Step]:
     steps = []
     for each in passes:
         start = time.perf_counter()
-        applied = each.run(model)
-        refused = tuple(each.refused(model)) if each.refused else ()
-        steps.append(Step(each.name, applied, round(time.perf_counter() - start, 4), refused))
+        result = each.run(model)
+        outcome = result if isinstance(result, Outcome) else Outcome(result)
+        refused = (*outcome.refused, *(each.refused(model) if each.refused else ()))
+        steps.append(Step(each.name, outcome.applied, round(time.perf_counter() - start, 4), refused, outcome.notes))
     return steps

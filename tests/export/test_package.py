@@ -180,10 +180,13 @@ def test_a_component_is_described_as_it_is(tmp_path: Path) -> None:
     """Ports, counts and hashes of the entry are those of the graph that was written."""
     module = torch.nn.Linear(4, 6)
     component = Component("product", module, {"x": torch.zeros(1, 4)}, ("y",), config={"width": 6})
-    entry, files = write_component(tmp_path, component, product(np.ones((4, 6), np.float32)), [Step("merge", 3, 0.25, ("why not",))], 24)
+    steps = [Step("clean", 1, 0.5), Step("merge", 3, 0.25, ("why not",), ("what instead",))]
+    entry, files = write_component(tmp_path, component, product(np.ones((4, 6), np.float32)), steps, 24)
     assert entry == ComponentEntry("product/model.onnx", sha256_of(tmp_path / "product" / "model.onnx"), (Port("x", "float32", (1, 4)),),
                                    (Port("y", "float32", (1, 6)),), 20, parameters=30, macs=24,
-                                   passes=({"name": "merge", "applied": 3, "seconds": 0.25},))
+                                   passes=({"name": "clean", "applied": 1, "seconds": 0.5},
+                                           {"name": "merge", "applied": 3, "seconds": 0.25, "notes": ["what instead"],
+                                            "refused": ["why not"]}))
     assert set(files) == {"product/model.onnx", "product/config.json"}
     assert all(file == FileEntry(sha256_of(tmp_path / name), (tmp_path / name).stat().st_size) for name, file in files.items())
     assert json.loads((tmp_path / "product" / "config.json").read_text()) == {"width": 6}
