@@ -42,7 +42,8 @@ def estimate(checkpoint: Checkpoint, check: str) -> Estimate:
     if check != "none":
         memory += min(ACTIVATIONS, 5 * max(sizes.values()))  # small models have small activations; large ones' weights stay mapped
         seconds += package / 4 * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * (6 if check == "full" else 1)
-    return Estimate(memory, package + checkpoint.scratch_bytes() + 0.05 * GB, package, seconds)
+    scratch = 0 if check == "none" else checkpoint.scratch_bytes()  # torch's own modules need their weights in a file
+    return Estimate(memory, package + scratch + 0.05 * GB, package, seconds)
 
 
 def require(needed: Estimate, out: Path) -> None:

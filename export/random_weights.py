@@ -78,6 +78,14 @@ def values(seed: int, component: str, name: str, count: int, spread: Spread) -> 
         yield block
 
 
+def fill_random(out: np.ndarray, seed: int, component: str, name: str, spread: Spread) -> None:
+    """Puts one tensor into `out`, float32 [count]: the numbers that `values` gives."""
+    start = 0
+    for block in values(seed, component, name, out.size, spread):
+        out[start : start + block.size] = block
+        start += block.size
+
+
 def write_random(path: Path, seed: int, component: str, shapes: dict[str, tuple[int, ...]], distributions: dict[str, Spread],
                  progress: Callable[[int], object] | None = None) -> None:
     """Writes seeded weights of these shapes and `spreads` to a safetensors file, float32, tensor by tensor. No module is made for it."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 
 from export import aliases, hub, ldm
@@ -28,7 +29,7 @@ from export.aliases import Alias
 from export.architecture import OPTIONAL, Architecture, of_alias, of_folder
 from export.pickle_file import SUFFIXES
 from export.provenance import Hashes
-from export.random_weights import Spread, spreads, write_random
+from export.random_weights import Spread, fill_random, spreads, write_random
 from export.safetensors_file import first_not_finite, float32_blocks, write_float32
 from export.skeletons import check, fill, renamed, shapes, skeleton
 from export.stored import read, weight_files
@@ -62,6 +63,7 @@ class Checkpoint:
     distributions: dict[str, dict[str, Spread]] = field(default_factory=dict)  # of random weights, by component and tensor
     mapped: dict[str, Callable[[], Tensors]] = field(default_factory=dict)  # those of the components that are prepared, float32
     locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))
+    places: dict[int, tuple[str, str]] | None = None  # of an outline: component and name of what belongs at an address
 
     def parameters(self, name: str) -> int:
         """Number of weights of a component, from shapes alone."""
@@ -71,11 +73,43 @@ class Checkpoint:
         """What `module` will write under `work`, over all components: nothing for those that are float32 safetensors already."""
         return sum(4 * self.parameters(name) for name in self.configs if not self.stored or not _mappable(self.stored[name]()))
 
-    def prepare(self, name: str, progress: Callable[[int], object] | None = None) -> None:
-        """Makes or converts a component's weights where `module` cannot map them as they are stored; may run ahead in another thread.
+    def outline(self) -> Checkpoint:
+        """The same model for tracing: its modules' parameters are memory that nobody has ever touched, and `array` has what belongs there.
 
-        `progress` gets numbers of bytes. Errors: InputError where a weight is NaN or infinite, or the disk is full.
+        So a graph costs no copy of its weights, whether they have to be made, converted, or only read.
         """
+        return replace(self, places={})
+
+    def array(self, name: str, key: str) -> np.ndarray:
+        """One tensor of a component, float32: made, converted, or a view of the mapped file."""
+        shape = self.shapes[name][key]
+        if self.stored:
+            return self.stored[name]()[key].to(torch.float32).numpy().reshape(shape)
+        made = np.empty(math.prod(shape), np.float32)
+        fill_random(made, self.source["seed"], name, key, self.distributions[name][key])
+        return made.reshape(shape)
+
+    def check_finite(self, name: str) -> None:
+        """Reads a component's weights once. Errors: InputError where one is NaN or infinite."""
+        broken = first_not_finite(self.stored[name]()) if self.stored else None
+        if broken is not None:
+            raise InputError(f"the tensor '{name}/{broken}' of '{self.alias}' has NaN or infinite weights: the checkpoint is damaged")
+
+    def module(self, name: str, progress: Callable[[int], object] | None = None) -> torch.nn.Module:
+        """A component as a torch module: float32, eval, no gradients; its parameters are private views of a mapped file.
+
+        Each call gives a module of its own: what is written to its parameters stays there. Weights that can't be mapped as they are
+        stored are first made or converted under `work`, with `progress` in bytes. Errors: InputError where a weight is NaN or infinite,
+        or the disk is full.
+        """
+        if self.places is None:
+            self._prepare(name, progress)
+            return fill(skeleton(name, self.configs[name]), self.mapped[name]())
+        empty = {key: torch.empty(shape) for key, shape in self.shapes[name].items()}
+        self.places.update((tensor.data_ptr(), (name, key)) for key, tensor in empty.items())
+        return fill(skeleton(name, self.configs[name]), empty)
+
+    def _prepare(self, name: str, progress: Callable[[int], object] | None) -> None:
         with self.locks[name]:
             if name in self.mapped:
                 return
@@ -84,27 +118,13 @@ class Checkpoint:
                 write_random(path, self.source["seed"], name, self.shapes[name], self.distributions[name], progress)
                 self.mapped[name] = partial(read, [path])
                 return
+            self.check_finite(name)
             tensors = self.stored[name]()
-            broken = first_not_finite(tensors)
-            if broken is not None:
-                raise InputError(f"the tensor '{name}/{broken}' of '{self.alias}' has NaN or infinite weights: the checkpoint is damaged")
             if _mappable(tensors):
                 self.mapped[name] = self.stored[name]
             else:
                 write_float32(path, self.shapes[name], lambda key: float32_blocks(tensors[key]), progress)
                 self.mapped[name] = partial(read, [path])
-
-    def adopt(self, name: str, path: Path) -> None:
-        """Takes weights that another process has prepared from the same call: a float32 safetensors file."""
-        self.mapped[name] = partial(read, [path])
-
-    def module(self, name: str, progress: Callable[[int], object] | None = None) -> torch.nn.Module:
-        """A component as a torch module: float32, eval, no gradients; its parameters are private views of a mapped file.
-
-        Each call gives a module of its own: what is written to its parameters stays there. Errors: those of `prepare`.
-        """
-        self.prepare(name, progress)
-        return fill(skeleton(name, self.configs[name]), self.mapped[name]())
 
     def provenance(self) -> dict[str, Any]:
         """`source` with sha256 {file: hexadecimal digits} of every file that was read; waits until they are known."""
