@@ -42,7 +42,7 @@ ALIASES = (
     Alias("tiny-controlnet", "controlnet"),
     Alias("tiny-svd", "svd"),
 )
-FAMILIES = ("sd",)  # those that can be exported
+FAMILIES = ("sd", "sdxl", "sdxl-refiner")  # those that can be exported
 
 
 def find(name: str) -> Alias | None:

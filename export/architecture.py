@@ -55,7 +55,8 @@ class Architecture:
 def of_alias(name: str, family: str, configs: str) -> Architecture:
     """The architecture in export/configs/`configs`."""
     raw = json.loads((CONFIGS / configs).read_text(encoding="utf-8"))
-    return Architecture(name, family, raw["components"], raw["scheduler"], raw.get("options", {}), raw.get("preprocessor"), raw["pad_tokens"])
+    return Architecture(name, family, raw["components"], raw["scheduler"], raw.get("options", {}), raw.get("preprocessor"),
+                        raw["pad_tokens"])
 
 
 def of_folder(folder: Path, name: str) -> Architecture:
@@ -70,7 +71,7 @@ def of_folder(folder: Path, name: str) -> Architecture:
     if family == "sdxl" and not _has(index, "text_encoder"):
         family = "sdxl-refiner"  # whose published pipeline is an image to image of SDXL with the second text encoder alone
     if family != "sd" and not _has(index, "text_encoder_2"):
-        raise InputError(f"'{folder}' has no second text encoder, without which SDXL cannot be conditioned: it is no complete SDXL checkpoint")
+        raise InputError(f"'{folder}' names no second text encoder in its model_index.json: it is no complete SDXL checkpoint")
     wanted = [*REQUIRED[family], *(part for part in OPTIONAL if _has(index, part) and (folder / part).is_dir())]
     configs = {part: read_json(folder / part / "config.json") for part in wanted}
     options = {key: value for key, value in index.items() if not key.startswith("_") and isinstance(value, bool | int | float | str)}

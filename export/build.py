@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from export.component import Component
-from export.families import sd
+from export.component import Component, Parts
+from export.families import family_of
 from export.package import write_component
 from export.reference import seeded_inputs
 from export.trace import trace
@@ -43,9 +43,9 @@ class Order:
     folder: Path
     work: Path
 
-    def parts(self, checkpoint: Checkpoint) -> list[tuple[str, Callable[[], Component]]]:
+    def parts(self, checkpoint: Checkpoint) -> Parts:
         size = None if self.pipeline["dynamic"] else (self.pipeline["height"], self.pipeline["width"])
-        return sd.components(checkpoint, size, max(1, self.pipeline["batch"]))
+        return family_of(checkpoint).components(checkpoint, size, max(1, self.pipeline["batch"]))
 
 
 @dataclass(frozen=True)

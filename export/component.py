@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -28,3 +29,6 @@ class Component:
     def parameters(self) -> int:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+Parts = list[tuple[str, Callable[[], Component]]]  # components by name, each built when it is asked for

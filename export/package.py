@@ -162,22 +162,10 @@ def copy_files(folder: Path, files: dict[str, Path]) -> None:
         shutil.copyfile(path, folder / name)
 
 
-def write_index(folder: Path, configs: dict[str, dict[str, Any]], scheduler: dict[str, Any]) -> None:
+def write_index(folder: Path, index: dict[str, Any], scheduler: dict[str, Any]) -> None:
     """model_index.json and the scheduler's config, as diffusers lays them out: what optimum opens a package by."""
-    checked = "safety_checker" in configs
-    inpaints = configs["unet"]["in_channels"] != configs["vae"]["latent_channels"]
-    index = {
-        "_class_name": "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline",
-        "_diffusers_version": importlib.metadata.version("diffusers"),
-        "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
-        "requires_safety_checker": checked,
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if checked else [None, None],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
+    versions = {"_diffusers_version": importlib.metadata.version("diffusers"), "scheduler": ["diffusers", scheduler["_class_name"]]}
+    index = dict(sorted({**index, **versions}.items()))
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n", encoding="utf-8")

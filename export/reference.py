@@ -19,7 +19,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from export.component import Component
-from export.families import sd
+from export.families import family_of
+from export.families.vae import VaeDecoder
 from export.weights import Checkpoint
 from runtime.noise import Noise
 
@@ -76,7 +77,7 @@ def ask(checkpoint: Checkpoint, pipeline: dict[str, Any], check: str, work: Path
         height, width = min(height, QUICK_SIDE), min(width, QUICK_SIDE)
     sides = (height // 2 // factor * factor, width // 2 // factor * factor + factor) if dynamic else (height, width)
     components = {}
-    for name, build in sd.components(checkpoint, None if dynamic else (height, width), pipeline["batch"]):
+    for name, build in family_of(checkpoint).components(checkpoint, None if dynamic else (height, width), pipeline["batch"]):
         step(f"torch: {name}")
         component = build()
         inputs = seeded_inputs(component, *sides, factor, batch=max(1, pipeline["batch"]))
@@ -141,7 +142,7 @@ def torch_trajectory(checkpoint: Checkpoint, taken: Walk, work: Path) -> Traject
     ids = _ids(checkpoint, ["", taken.prompt], work)
     embeddings = checkpoint.module("text_encoder")(input_ids=ids)[0]
 
-    config = sd.scheduler_config(checkpoint)
+    config = family_of(checkpoint).scheduler_config(checkpoint)
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     scheduler.set_timesteps(taken.steps)
     generator = torch.Generator().manual_seed(taken.seed)
@@ -164,7 +165,7 @@ def torch_trajectory(checkpoint: Checkpoint, taken: Walk, work: Path) -> Traject
         after.append(latents.numpy())
         predicted.append((unconditional.numpy(), conditional.numpy()))
     del unet
-    decoder = sd.VaeDecoder(checkpoint.module("vae"))
+    decoder = VaeDecoder(checkpoint.module("vae"))
     picture = decoder(latents / checkpoint.configs["vae"]["scaling_factor"])[0].permute(1, 2, 0)
     pixels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Trajectory(ids[1:].numpy(), config["_class_name"], timesteps, after, predicted, pixels)

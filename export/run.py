@@ -7,20 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from export import package
 from export.build import Order, build
+from export.defaults import pipeline
 from export.estimate import Estimate, estimate, require
-from export.families import sd
+from export.families import family_of
 from export.parity import SMALL, check_package
 from export.reference import Oracle, ask
-from export.weights import Checkpoint, open_checkpoint
+from export.weights import open_checkpoint
 from graph_passes.errors import GraphError
 from graph_passes.pipelines import for_target
-from runtime import schedulers
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package
 
@@ -58,7 +57,7 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         raise InputError(str(error)) from error
     with package.staged(request.out, request.force) as staging:
         checkpoint = open_checkpoint(request.model, request.weights, staging.work, allow_pickle=request.allow_pickle)
-        defaults = _defaults(checkpoint, request)
+        defaults = pipeline(checkpoint, request.height, request.width, request.batch, request.dynamic)
         order = Order(request.model, request.weights, request.allow_pickle, request.target, defaults, staging.package, staging.work)
         check = request.check or ("full" if sum(map(checkpoint.parameters, checkpoint.configs)) <= SMALL else "quick")
         needed = estimate(checkpoint, check)
@@ -72,8 +71,9 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             built = build(order, checkpoint, step)
             step("manifest")
             package.copy_files(staging.package, checkpoint.files)
-            scheduler = sd.scheduler_config(checkpoint)
-            package.write_index(staging.package, checkpoint.configs, scheduler)
+            family = family_of(checkpoint)
+            scheduler = family.scheduler_config(checkpoint)
+            package.write_index(staging.package, family.index(checkpoint), scheduler)
             tools = {name: importlib.metadata.version(name) for name in TOOLS}
             hashed = {name: file for part in built.values() for name, file in part.files.items()}
             manifest = Manifest(checkpoint.alias, checkpoint.provenance(), request.target, request.precision, tools, defaults,
@@ -99,32 +99,6 @@ def _begin(bar: tqdm, what: str) -> None:
     if bar.postfix:
         bar.update()
     bar.set_postfix_str(what)
-
-
-def _defaults(checkpoint: Checkpoint, request: Request) -> dict[str, Any]:
-    """The manifest's `pipeline`: what runs the components together, and the defaults of a picture. Errors: InputError for sizes."""
-    unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    for name, side in (("height", request.height), ("width", request.width)):
-        if side is not None and (side <= 0 or side % factor):
-            raise InputError(f"a {name} of {side} is not possible: it must be a positive multiple of {factor}")
-    if request.batch < 1:
-        raise InputError(f"a batch of {request.batch} is not possible: give 1 or more")
-    own = int(unet["sample_size"]) * factor
-    return {
-        "family": checkpoint.family,
-        "height": request.height or own,
-        "width": request.width or own,
-        "batch": 0 if request.dynamic else request.batch,
-        "dynamic": request.dynamic,
-        "vae_scale_factor": factor,
-        "scaling_factor": float(vae.get("scaling_factor", 0.18215)),
-        "latent_channels": int(vae["latent_channels"]),
-        "prediction_type": checkpoint.scheduler.get("prediction_type", "epsilon"),
-        "steps": 20,
-        "guidance": 4.0 if checkpoint.alias == "tiny" else 7.5,
-        "scheduler": schedulers.make(checkpoint.scheduler).name,
-    }
 
 
 def _megabytes(needed: Estimate) -> str:

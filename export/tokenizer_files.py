@@ -41,8 +41,8 @@ def tokenizer_files(folder: Path, work: Path) -> dict[str, Path]:
 
 
 def stand_in_files(folder: Path, work: Path, name: str, pad_token: str) -> dict[str, Path]:
-    """The vocabulary in `folder` (the embedded model's) in the layout that the models are published with, as the tokenizer `name` (tokenizer
-    or tokenizer_2) with its `pad_token`."""
+    """The vocabulary in `folder` (the embedded model's) in the layout that the models are published with, as the tokenizer `name`
+    (tokenizer or tokenizer_2) with its `pad_token`."""
     own = tokenizer_files(folder, work)
     place = work / name
     place.mkdir(parents=True, exist_ok=True)

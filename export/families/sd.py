@@ -1,77 +1,71 @@
-"""Stable Diffusion 1.x and 2.x: text encoder, U-Net, VAE encoder and decoder, and the safety checker where there is one."""
+"""Stable Diffusion 1.x and 2.x, SD-Turbo and LCM: text encoder, U-Net, VAE encoder and decoder, safety checker where there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from export.component import Component
+from export.component import Component, Parts
+from export.families.latents import Latents, latents, scale_factor
+from export.families.text import text_encoder
+from export.families.unet import unet
+from export.families.vae import vae_decoder, vae_encoder
 from export.weights import Checkpoint
-from runtime.errors import InputError
 
-# Names of the axes as optimum gives them; its pipelines compute output shapes from these very strings.
-TEXT_AXES = {"input_ids": {0: "batch_size", 1: "sequence_length"}, "last_hidden_state": {0: "batch_size", 1: "sequence_length"},
-             "pooler_output": {0: "batch_size"}}
-UNET_AXES = {"sample": {0: "batch_size", 2: "height", 3: "width"}, "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"},
-             "out_sample": {0: "batch_size", 2: "height", 3: "width"}}
-ENCODER_AXES = {"sample": {0: "batch_size", 2: "sample_height", 3: "sample_width"},
-                "latent_parameters": {0: "batch_size", 2: "sample_height / 8", 3: "sample_width / 8"}}
-DECODER_AXES = {"latent_sample": {0: "batch_size", 2: "latent_height", 3: "latent_width"},
-                "sample": {0: "batch_size", 2: "latent_height * 8", 3: "latent_width * 8"}}
 CHECKER_AXES = {"clip_input": {0: "batch_size"}, "images": {0: "batch_size", 1: "height", 2: "width"},
                 "out_images": {0: "batch_size", 1: "height", 2: "width"}, "has_nsfw_concepts": {0: "batch_size"}}
 
 
-class TextEncoder(torch.nn.Module):
-    """input_ids int64 [B, S] -> last_hidden_state [B, S, D], pooler_output [B, D]."""
+def components(checkpoint: Checkpoint, size: tuple[int, int] | None, batch: int) -> Parts:
+    """The components in the order of their use, each built when its turn comes so that one at a time is in memory.
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.model(input_ids=input_ids, return_dict=True)
-        return output.last_hidden_state, output.pooler_output
-
-
-class UNet(torch.nn.Module):
-    """sample [B, C, H, W], timestep [], encoder_hidden_states [B, S, D] -> out_sample [B, 4, H, W]."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return result
+    `size` is (height, width) in pixels of a static package, None for a dynamic one. Errors: InputError where the size fits no U-Net.
+    """
+    at = latents(checkpoint.configs, size, batch)
+    made: Parts = [
+        ("text_encoder", partial(text_encoder, checkpoint, at.batch)),
+        ("unet", partial(unet, checkpoint, at)),
+        ("vae_decoder", partial(vae_decoder, checkpoint, at)),
+        ("vae_encoder", partial(vae_encoder, checkpoint, at)),
+    ]
+    return made + ([("safety_checker", partial(safety_checker, checkpoint, at))] if "safety_checker" in checkpoint.configs else [])
 
 
-class VaeEncoder(torch.nn.Module):
-    """sample [B, 3, H, W] in -1..1 -> latent_parameters [B, 8, H/8, W/8]: mean and log variance, not yet scaled."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.encoder = model.encoder
-        self.quant_conv = model.quant_conv if model.quant_conv is not None else torch.nn.Identity()
-
-    def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        moments: torch.Tensor = self.quant_conv(self.encoder(sample))
-        return moments
+def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's scheduler_config.json with the two corrections that diffusers' pipelines of this family make when they load it."""
+    config = dict(checkpoint.scheduler)
+    if config.get("steps_offset", 1) != 1:
+        config["steps_offset"] = 1
+    if config.get("clip_sample"):
+        config["clip_sample"] = False
+    return config
 
 
-class VaeDecoder(torch.nn.Module):
-    """latent_sample [B, 4, H, W], already divided by the scaling factor -> sample [B, 3, 8H, 8W] in -1..1."""
+def pipeline(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The manifest's keys for this family's conditions: one text encoder's last state."""
+    encoder = {"component": "text_encoder", "tokenizer": "tokenizer", "embeddings": "last_hidden_state", "pooled": ""}
+    return {"text_encoders": [encoder], "time_ids": 0, "force_zeros_for_empty_prompt": False}
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.decoder = model.decoder
-        self.post_quant_conv = model.post_quant_conv if model.post_quant_conv is not None else torch.nn.Identity()
 
-    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
-        picture: torch.Tensor = self.decoder(self.post_quant_conv(latent_sample))
-        return picture
+def index(checkpoint: Checkpoint) -> dict[str, Any]:
+    """model_index.json without versions and scheduler."""
+    configs = checkpoint.configs
+    checked = "safety_checker" in configs
+    inpaints = configs["unet"]["in_channels"] != configs["vae"]["latent_channels"]
+    consistent = bool(configs["unet"].get("time_cond_proj_dim"))
+    return {
+        "_class_name": "StableDiffusionInpaintPipeline" if inpaints else "LatentConsistencyModelPipeline" if consistent else
+                       "StableDiffusionPipeline",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
+        "requires_safety_checker": checked,
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if checked else [None, None],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
 
 
 class SafetyChecker(torch.nn.Module):
@@ -94,57 +88,9 @@ class SafetyChecker(torch.nn.Module):
         return images * (1 - flagged.float())[:, None, None, None], flagged
 
 
-def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's scheduler_config.json with the two corrections that diffusers' pipelines of this family make when they load it."""
-    config = dict(checkpoint.scheduler)
-    if config.get("steps_offset", 1) != 1:
-        config["steps_offset"] = 1
-    if config.get("clip_sample"):
-        config["clip_sample"] = False
-    return config
-
-
-def components(checkpoint: Checkpoint, size: tuple[int, int] | None, batch: int) -> list[tuple[str, Callable[[], Component]]]:
-    """The components in the order of their use, each built when its turn comes so that one at a time is in memory.
-
-    `size` is (height, width) in pixels of a static package; None for a dynamic one, which is then traced at a size that is no
-    multiple of anything, so that nothing specializes (the U-Net's upsampling takes its sizes from the skip connections).
-    Errors: InputError where the size fits no U-Net of this family.
-    """
-    unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    if size is not None and (size[0] % scale or size[1] % scale):
-        raise InputError(f"{size[0]}x{size[1]} is not possible: height and width must be multiples of {scale}")
-    height, width = (size[0] // scale, size[1] // scale) if size else (18, 26)
-    tokens = int(checkpoint.configs["text_encoder"]["max_position_embeddings"])
-    pictures = batch if size else 2
-
-    def text_encoder() -> Component:
-        ids = torch.zeros(pictures, tokens, dtype=torch.int64)
-        module = TextEncoder(checkpoint.module("text_encoder"))
-        return Component("text_encoder", module, {"input_ids": ids}, ("last_hidden_state", "pooler_output"), TEXT_AXES,
-                         checkpoint.configs["text_encoder"])
-
-    def denoiser() -> Component:
-        inputs = {
-            "sample": torch.zeros(pictures, int(unet["in_channels"]), height, width),
-            "timestep": torch.tensor(1.0),
-            "encoder_hidden_states": torch.zeros(pictures, tokens, int(unet["cross_attention_dim"])),
-        }
-        return Component("unet", UNet(checkpoint.module("unet")), inputs, ("out_sample",), UNET_AXES, unet)
-
-    def vae_encoder() -> Component:
-        inputs = {"sample": torch.zeros(pictures, int(vae["in_channels"]), height * scale, width * scale)}
-        return Component("vae_encoder", VaeEncoder(checkpoint.module("vae")), inputs, ("latent_parameters",), ENCODER_AXES, vae)
-
-    def vae_decoder() -> Component:
-        inputs = {"latent_sample": torch.zeros(pictures, int(vae["latent_channels"]), height, width)}
-        return Component("vae_decoder", VaeDecoder(checkpoint.module("vae")), inputs, ("sample",), DECODER_AXES, vae)
-
-    def safety_checker() -> Component:
-        inputs = {"clip_input": torch.zeros(pictures, 3, 224, 224), "images": torch.zeros(pictures, height * scale, width * scale, 3)}
-        return Component("safety_checker", SafetyChecker(checkpoint.module("safety_checker")), inputs, ("out_images", "has_nsfw_concepts"),
-                         CHECKER_AXES, checkpoint.configs["safety_checker"])
-
-    made = [("text_encoder", text_encoder), ("unet", denoiser), ("vae_decoder", vae_decoder), ("vae_encoder", vae_encoder)]
-    return made + ([("safety_checker", safety_checker)] if "safety_checker" in checkpoint.configs else [])
+def safety_checker(checkpoint: Checkpoint, at: Latents) -> Component:
+    """The checker, on pictures of these latents."""
+    scale = scale_factor(checkpoint.configs["vae"])
+    inputs = {"clip_input": torch.zeros(at.batch, 3, 224, 224), "images": torch.zeros(at.batch, at.height * scale, at.width * scale, 3)}
+    return Component("safety_checker", SafetyChecker(checkpoint.module("safety_checker")), inputs, ("out_images", "has_nsfw_concepts"),
+                     CHECKER_AXES, checkpoint.configs["safety_checker"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 
 from export import package
 from export.component import Component
+from export.families import sd
 from export.package import copy_files, finish, staged, write_component, write_graph, write_index, write_pictures
 from graph_passes.step import Step
 from runtime.errors import CheckFailed, InputError
@@ -226,9 +228,10 @@ CONFIGS = {"unet": {"in_channels": 4}, "vae": {"latent_channels": 4}}
     (CONFIGS, "StableDiffusionPipeline", False),
     ({**CONFIGS, "safety_checker": {}}, "StableDiffusionPipeline", True),
     ({**CONFIGS, "unet": {"in_channels": 9}}, "StableDiffusionInpaintPipeline", False),
+    ({**CONFIGS, "unet": {"in_channels": 4, "time_cond_proj_dim": 256}}, "LatentConsistencyModelPipeline", False),
 ])
 def test_the_index_is_one_that_diffusers_reads(tmp_path: Path, configs: dict, pipeline: str, checked: bool) -> None:
-    write_index(tmp_path, configs, {"_class_name": "PNDMScheduler", "beta_start": 0.001})
+    write_index(tmp_path, sd.index(SimpleNamespace(configs=configs)), {"_class_name": "PNDMScheduler", "beta_start": 0.001})
     index = getattr(diffusers, pipeline).load_config(tmp_path)
     assert index["_class_name"] == pipeline
     assert index["requires_safety_checker"] is checked
