@@ -1,6 +1,6 @@
 """The graphs of a package, built by two processes: tracing is pure Python, so that one process would leave a core idle.
 
-This process builds the U-Net, half of the work, and a second one the other components. In each, weights are made and graphs written in
+This process builds the U-Net, half of the work, and a second one the other components. In each, weights are checked and graphs written in
 threads beside the tracing, which they do not slow down: they hold no lock of Python's.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from export.component import Component, Parts
 from export.families import family_of
+from export.outline import put_weights
 from export.package import write_component
 from export.reference import seeded_inputs
 from export.trace import trace
@@ -62,7 +63,7 @@ def build(order: Order, checkpoint: Checkpoint, step: Step) -> dict[str, Built]:
     Errors: CheckFailed, InputError, OSError.
     """
     names = [name for name, _ in order.parts(checkpoint)]
-    with _elsewhere(order, checkpoint, tuple(name for name in names if name not in HERE)) as others:
+    with _elsewhere(order, tuple(name for name in names if name not in HERE)) as others:
         built = _build(order, checkpoint, HERE, step)
         step("the other components")
         built |= others()
@@ -74,16 +75,18 @@ def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: S
     passes = for_target(order.target)
     sources = dict.fromkeys("vae" if name.startswith("vae_") else name for name in names)
     # threads that wait for nothing but the disk and for numpy
-    with _worker() as maker, _worker() as writer:
-        ahead = [maker.submit(checkpoint.prepare, name) for name in sources]
+    with _worker() as reader, _worker() as writer:
+        ahead = [reader.submit(checkpoint.check_finite, name) for name in sources]
         writing: dict[str, Future[tuple[ComponentEntry, dict[str, FileEntry]]]] = {}
-        for name, make in order.parts(checkpoint):
+        outline = checkpoint.outline()
+        for name, make in order.parts(outline):
             if name not in names:
                 continue
             _raise_failures([*ahead, *writing.values()])  # a full disk, before more is traced
             step(f"{name}: trace")
             component = make()
             model = trace(component, order.pipeline["dynamic"])
+            put_weights(model, outline)
             step(f"{name}: passes")
             steps = run(model, passes)
             macs = sum(count_macs(model, _shapes(component, order.pipeline)).values())
@@ -111,7 +114,7 @@ def _raise_failures(futures: Sequence[Future[Any]]) -> None:
 
 
 @contextmanager
-def _elsewhere(order: Order, checkpoint: Checkpoint, names: tuple[str, ...]) -> Iterator[Callable[[], dict[str, Built]]]:
+def _elsewhere(order: Order, names: tuple[str, ...]) -> Iterator[Callable[[], dict[str, Built]]]:
     """Starts a second process on the named components; gives a function that waits for them.
 
     The process ends with the block, whatever happened in it. Errors: those of `build`; InputError where the process was killed.
@@ -127,13 +130,11 @@ def _elsewhere(order: Order, checkpoint: Checkpoint, names: tuple[str, ...]) -> 
 
     def result() -> dict[str, Built]:
         try:
-            kind, value, scratch = receiver.recv()
+            kind, value = receiver.recv()
         except EOFError:
             raise InputError(f"the process that exports {', '.join(names)} was killed: is there enough memory?") from None
         if kind == "failed":
             raise value
-        for name, path in scratch.items():
-            checkpoint.adopt(name, path)
         built: dict[str, Built] = value
         return built
 
@@ -150,10 +151,9 @@ def _serve(order: Order, names: tuple[str, ...], sender: Connection) -> None:
         work = order.work / "elsewhere"
         work.mkdir()
         checkpoint = open_checkpoint(order.model, order.weights, work, allow_pickle=order.allow_pickle)
-        built = _build(order, checkpoint, names)
-        sender.send(("built", built, {path.stem: path for path in work.glob("*.safetensors")}))
+        sender.send(("built", _build(order, checkpoint, names)))
     except (HandheldError, OSError) as error:
-        sender.send(("failed", error, {}))
+        sender.send(("failed", error))
 
 
 def _shapes(component: Component, pipeline: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -83,8 +83,15 @@ def _cast_with_layout(
     return op.Identity(self) if dtype == -1 else op.Cast(self, to=dtype)
 
 
+def _cast_on_device(
+    self: TensorType, device: str, dtype: int = -1, non_blocking: bool = False, copy: bool = False, memory_format: str = ""
+) -> TensorType:
+    return op.Cast(self, to=dtype)
+
+
 # What the exporter's own table lacks; the parameters are those of the operators' schemas, and all but the type say nothing in a graph.
-CASTS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.to.dtype: _cast, torch.ops.aten.to.dtype_layout: _cast_with_layout}
+CASTS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.to.dtype: _cast, torch.ops.aten.to.dtype_layout: _cast_with_layout,
+                                                        torch.ops.aten.to.device: _cast_on_device}
 
 
 def _name_axes(model: ir.Model, component: Component) -> None:

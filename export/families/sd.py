@@ -79,13 +79,18 @@ class SafetyChecker(torch.nn.Module):
         self.model = model
 
     def forward(self, clip_input: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        embedded = torch.nn.functional.normalize(self.model.visual_projection(self.model.vision_model(clip_input)[1]))
-        special = embedded @ torch.nn.functional.normalize(self.model.special_care_embeds).T - self.model.special_care_embeds_weights
+        embedded = self.model.visual_projection(self.model.vision_model(clip_input)[1])
+        special = _cosines(embedded, self.model.special_care_embeds) - self.model.special_care_embeds_weights
         # a picture near a special-care concept is judged a little more strictly on all the others
         adjustment = (special > 0).any(dim=1).float()[:, None] * 0.01
-        concepts = embedded @ torch.nn.functional.normalize(self.model.concept_embeds).T - self.model.concept_embeds_weights + adjustment
+        concepts = _cosines(embedded, self.model.concept_embeds) - self.model.concept_embeds_weights + adjustment
         flagged = (concepts > 0).any(dim=1)
-        return images * (1 - flagged.float())[:, None, None, None], flagged
+        return images * flagged.logical_not().float()[:, None, None, None], flagged
+
+
+def _cosines(rows: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """[M, D], [N, D] -> the cosines between them [M, N]."""
+    return torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(directions).transpose(0, 1)
 
 
 def safety_checker(checkpoint: Checkpoint, at: Latents) -> Component:
