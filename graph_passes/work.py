@@ -31,6 +31,9 @@ def count_macs(model: ir.Model, shapes: Shapes) -> dict[str, int]:
     weights = set(static.graph.initializers.values())
     work: Counter[str] = Counter()
     for node in static.graph:
+        if all(value is None or value in weights for value in node.inputs):
+            weights.update(node.outputs)  # a weight that is moved, or transformed, is a weight: that is no work of a run
+            continue
         if node.domain not in ("", "ai.onnx"):
             continue
         if node.op_type in ("If", "Loop", "Scan"):
@@ -45,9 +48,19 @@ def count_macs(model: ir.Model, shapes: Shapes) -> dict[str, int]:
             left = _shape(node, node.inputs[0])
             transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
             inner = left[0] if transposed else left[-1]
-            kind = "linear" if weights & _origins(node) else "attention"
+            kind = "attention" if weights.isdisjoint(node.inputs[:2]) else "linear"
             work[kind] += math.prod(_shape(node, node.outputs[0])) * inner
     return dict(work)
+
+
+def output_shapes(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shape of every value that a node of the graph computes, by its name, at given input shapes; those that stay free are left out.
+
+    Errors: Uncounted where an input of `shapes` does not exist.
+    """
+    static = _with_shapes(model, shapes)
+    known = ((value.name or "", value.shape) for node in static.graph for value in node.outputs)
+    return {name: shape.numpy() for name, shape in known if shape is not None and shape.is_static()}
 
 
 def _with_shapes(model: ir.Model, shapes: Shapes) -> ir.Model:
@@ -68,19 +81,6 @@ def _with_shapes(model: ir.Model, shapes: Shapes) -> ir.Model:
     # shapes that are computed from other shapes become constants only where they are evaluated; weights stay above the size limit
     fold_constants(static, onnx_shape_inference=True, input_size_limit=1024, output_size_limit=4096)
     return static
-
-
-def _origins(node: ir.Node) -> set[ir.Value | None]:
-    """The values that a product's two sides come from, seen through what only moves or renames them (a transposed weight is a weight)."""
-    origins: set[ir.Value | None] = set()
-    for value in node.inputs[:2]:
-        while value is not None and (producer := value.producer()) is not None and producer.op_type in _MOVES:
-            value = producer.inputs[0]
-        origins.add(value)
-    return origins
-
-
-_MOVES = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze", "DequantizeLinear")
 
 
 def _shape(node: ir.Node, value: ir.Value | None) -> tuple[int, ...]:

@@ -88,6 +88,11 @@ def test_functions_are_counted_through_their_bodies() -> None:
     assert len(model.graph) == 1
 
 
+def test_what_is_computed_of_weights_alone_is_no_work_of_a_run() -> None:
+    model = graph("v = MatMul (a, b)  y = MatMul (x, v)", "float[2,3] x", "float[2,5] y", f"{weight('a', 3, 4)}, {weight('b', 4, 5)}")
+    assert count_macs(model, {}) == {"linear": 2 * 3 * 5}
+
+
 def test_unknown_shape_is_refused_by_name() -> None:
     model = graph("y = MatMul (x, w)", "float[n,4] x", "float[n,2] y", weight("w", 4, 2))
     with pytest.raises(Uncounted, match=r"the shape of 'x' at the MatMul '.*' stays \[n,4\]: give the shape of every free input"):
