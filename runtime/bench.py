@@ -15,13 +15,14 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from runtime import calibrate
 from runtime.cli import command
 from runtime.compare import decibels, max_abs, snr_db
 from runtime.errors import CheckFailed, HandheldError, InputError, Unavailable
 from runtime.inputs import size_of
 from runtime.machine import describe
 from runtime.manifest import Package
-from runtime.measure import PIPELINE, STEP, Job, write_job
+from runtime.measure import PIPELINE, PROMPTS, STEP, Job, write_job
 from runtime.providers import provider
 
 DEMO_PACKAGE = Path("build/demo/package")
@@ -53,10 +54,10 @@ class Bench:
         self._references: dict[str, dict[str, np.ndarray]] = {}  # outputs of the cpu provider, by component
 
     def jobs(self, eps: Sequence[str]) -> Iterator[Job]:
-        """Every measurement: per provider each component, then a step, then a picture."""
+        """Every measurement: per provider each component, then the texts, a step, a picture."""
         components = list(self.package.manifest.components)
         if "unet" in components:
-            components += [STEP, *([PIPELINE] if self.steps else [])]
+            components += [PROMPTS, STEP, *([PIPELINE] if self.steps else [])]
         for ep in eps:
             for component in components:
                 repeat = min(self.repeat, PICTURES) if component == PIPELINE else self.repeat
@@ -139,8 +140,9 @@ class Bench:
     def _work(self, job: Job) -> float:
         """A guess at a job's length, for the progress bar: in multiply-accumulates, or parameters where they were not counted."""
         entries = self.package.manifest.components
-        names = ["unet"] if job.component == STEP else list(entries) if job.component == PIPELINE else [job.component]
-        runs = {STEP: 2, PIPELINE: 2 * job.steps}.get(job.component, 1) * (job.warmup + job.repeat + 1)
+        encoders = [name for name in entries if name.startswith("text_encoder")]
+        names = {PROMPTS: encoders, STEP: ["unet"], PIPELINE: list(entries)}.get(job.component, [job.component])
+        runs = {PROMPTS: 2, STEP: 2, PIPELINE: 2 * job.steps}.get(job.component, 1) * (job.warmup + job.repeat + 1)
         start_up = 2e8  # a process that imports and loads, in what a small graph's multiply-accumulates take as long for
         return start_up + runs * sum(entries[name].macs or entries[name].parameters for name in names)
 
@@ -183,6 +185,21 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([aligned[0], "-" * max(map(len, aligned)), *aligned[1:]])
 
 
+def _calibrate(threads: int, json_file: Path | None) -> None:
+    """Measures the machine's convolutions and prints them, a line for each layer."""
+    count = len(calibrate.LAYERS) * len(calibrate.ALGORITHMS)
+    with tqdm(total=count, desc="convolutions", leave=False, disable=None) as bar:
+        found = calibrate.calibrate(threads, step=bar.update)
+    click.echo(calibrate.table(found["rows"]))
+    if json_file:
+        _write(json_file, found)
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 @command
 @click.argument("package", required=False, type=click.Path(path_type=Path))
 @click.option("--ep", "eps", default="cpu", help="Execution providers, with commas between them.")
@@ -193,6 +210,7 @@ def table(rows: Sequence[Row]) -> str:
 @click.option("--height", type=int, help="Of the picture, in pixels; the package's own where it is not given.")
 @click.option("--width", type=int, help="Likewise.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
+@click.option("--calibrate", "of_machine", is_flag=True, help="Measure what convolutions cost on this machine, for export --costs.")
 def main(
     package: Path | None,
     eps: str,
@@ -204,7 +222,7 @@ def main(
     width: int | None,
     json_file: Path | None,
 ) -> None:
-    """Measures every component of PACKAGE, a denoising step, and with --steps a whole picture. Without PACKAGE: the demo's."""
+    """Measures every component of PACKAGE, the prompt, a denoising step, and with --steps a whole picture. Without PACKAGE: the demo's."""
     opened = Package.open(package or demo_package())
     asked = list(dict.fromkeys(part.strip() for part in eps.split(",") if part.strip()))
     if not asked:
@@ -218,11 +236,14 @@ def main(
         threaded = f"{threads} threads" if threads else "a thread on each"
         click.echo(f"{machine['cpu']}, {machine['cores']} cores, {threaded}, ONNX Runtime {machine['onnxruntime']}\n")
         click.echo(table(bench.rows))
+        for row in bench.rows:
+            if row["component"] == PIPELINE:
+                parts = f"the prompt {row['prompt_ms']:.2f} ms, each step {row['step_ms']:.2f} ms, decoding {row['decoding_ms']:.2f} ms"
+                click.echo(f"\nA picture of {steps} steps on {row['ep']}: {parts}.")
         if not all(row["flops"] for row in bench.rows):
             click.echo("\nGFLOP/s is missing where the package does not state the work, which it does for its own size only.")
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        _write(json_file, report)
     if errors := sorted(bench.errors.values(), key=lambda error: error.exit_code):
         raise type(errors[0])("; ".join(map(str, errors)))
 

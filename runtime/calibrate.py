@@ -1,0 +1,99 @@
+"""What 3x3 convolutions cost on this machine, directly and by Winograd's algorithm: the table that graph_passes weighs layers with.
+
+Each algorithm is measured as an export would run it, as one node in a session of ONNX Runtime with the kernel library: weights are in the
+model (only there does ONNX Runtime lay them out for its own convolution), threads come from the session, and layouts are converted as
+between the nodes of a U-Net. The model is written by `one_op`: nothing but the runtime is needed, so that a device can be calibrated too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime.errors import Unavailable
+from runtime.machine import describe, usable_cores
+from runtime.one_op import one_op
+from runtime.session import CUSTOM_OPS_DOMAIN, custom_ops_library
+
+FORMAT = 1
+# (channels in, channels out, height and width): layers of the U-Nets at 64x64 and of the decoder at 512x512, a corner or two beside them
+LAYERS = (
+    (4, 320, 64), (320, 4, 64), (320, 320, 64), (640, 320, 64), (960, 640, 32), (640, 640, 32), (1920, 640, 32), (640, 640, 64),
+    (1280, 1280, 32), (1280, 1280, 16), (2560, 1280, 16), (1280, 1280, 8), (2560, 1280, 8), (512, 512, 64), (512, 512, 128),
+    (512, 512, 256), (256, 256, 256), (256, 256, 512), (256, 128, 512), (128, 128, 512), (128, 3, 512), (64, 64, 32), (64, 64, 128),
+)  # fmt: skip
+# (tile, precision of the operands); tile 0 is ONNX Runtime's own convolution
+ALGORITHMS = ((0, "fp32"), (2, "fp32"), (4, "fp32"), (6, "fp32"), (2, "bf16"), (4, "bf16"))
+LEAST_RUNS, LEAST_SECONDS = 5, 0.15
+
+
+def calibrate(threads: int, layers: Sequence[tuple[int, int, int]] = LAYERS, step: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Measures all algorithms on all layers: {format, machine, threads, rows [{tile, precision, channels_in, .., height, width, ms}]}.
+
+    `threads` 0: one per core. `step` is called after each measurement. Errors: Unavailable without the kernel library.
+    """
+    library = custom_ops_library()
+    if library is None:
+        raise Unavailable("the kernels are not built, and without them there is nothing to weigh: run 'make kernels'")
+    threads = threads or usable_cores()
+    rows = []
+    for channels_in, channels_out, side in layers:
+        sizes = {"channels_in": channels_in, "channels_out": channels_out, "height": side, "width": side}
+        for tile, precision in ALGORITHMS:
+            if precision == "fp32" or channels_in % 2 == 0:
+                milliseconds = measure(tile, precision, channels_in, channels_out, side, library, threads)
+                rows.append({"tile": tile, "precision": precision, **sizes, "ms": round(milliseconds, 4)})
+            step()
+    return {"format": FORMAT, "machine": describe(), "threads": threads, "rows": rows}
+
+
+def measure(tile: int, precision: str, channels_in: int, channels_out: int, side: int, library: Path, threads: int) -> float:
+    """Milliseconds of one run: the fastest of several, which is what nothing else on the machine has disturbed."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library))
+    session = ort.InferenceSession(_model(tile, precision, channels_in, channels_out, side), options, providers=["CPUExecutionProvider"])
+    x = {"x": np.random.default_rng(0).standard_normal((1, channels_in, side, side), np.float32)}
+    session.run(None, x)
+    seconds: list[float] = []
+    while len(seconds) < LEAST_RUNS or sum(seconds) < LEAST_SECONDS:
+        start = time.perf_counter()
+        session.run(None, x)
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * min(seconds)
+
+
+def _model(tile: int, precision: str, channels_in: int, channels_out: int, side: int) -> bytes:
+    rng = np.random.default_rng(0)
+    x, y = (1, channels_in, side, side), (1, channels_out, side, side)
+    bias = rng.standard_normal(channels_out, np.float32)
+    if not tile:
+        weights = {"w": rng.standard_normal((channels_out, channels_in, 3, 3), np.float32), "bias": bias}
+        return one_op("Conv", "", {"x": x}, weights, y, {"pads": [1, 1, 1, 1]})
+    # the numbers of the transformed weights do not matter to their time; their order is winograd_conv.h's
+    panels, points = -(-channels_out // 8), (tile + 2) ** 2
+    if precision == "bf16":
+        shape: tuple[int, ...] = (panels, points, channels_in // 2, 8, 2)
+        u = (rng.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    else:
+        shape = (panels, points, channels_in, 8)
+        u = rng.standard_normal(shape, np.float32)
+    return one_op("WinogradConv", CUSTOM_OPS_DOMAIN, {"x": x}, {"u": u, "bias": bias}, y, {"tile": tile, "channels_out": channels_out})
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for a terminal: a line for each layer, a column in ms for each algorithm."""
+    times = {(row["channels_in"], row["channels_out"], row["height"], row["tile"], row["precision"]): row["ms"] for row in rows}
+    names = [f"F({tile}x{tile}) {precision}" if tile else "ONNX Runtime" for tile, precision in ALGORITHMS]
+    lines = [f"{'layer':22}" + "".join(f"{name:>14}" for name in names)]
+    for layer in dict.fromkeys(key[:3] for key in times):
+        cells = [times.get((*layer, *algorithm)) for algorithm in ALGORITHMS]
+        text = f"{layer[0]} -> {layer[1]} at {layer[2]}x{layer[2]}"
+        lines.append(f"{text:22}" + "".join(f"{'-' if cell is None else format(cell, '.2f'):>14}" for cell in cells))
+    return "\n".join(lines)
