@@ -8,7 +8,9 @@ namespace {
 OrtCustomOpDomain* domain() {
   static OrtCustomOpDomain* const only = [] {
     Ort::CustomOpDomain made("handheld");
-    for (const auto* op : handheld::group_norm_ops()) made.Add(op);
+    for (const auto& room : {handheld::group_norm_ops(), handheld::winograd_conv_ops()}) {
+      for (const auto* op : room) made.Add(op);
+    }
     return made.release();
   }();
   return only;

@@ -9,5 +9,6 @@ namespace handheld {
 
 // The operators live as long as the process.
 std::vector<const OrtCustomOp*> group_norm_ops();
+std::vector<const OrtCustomOp*> winograd_conv_ops();
 
 }  // namespace handheld
