@@ -117,6 +117,8 @@ def save(model: ir.Model, path: Path, progress: Callable[[int], object] = lambda
     stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         external = data.name if size > EXTERNAL_FROM else None
+        if external is None:
+            ir.external_data.load_to_model(model)  # few bytes, whose file need not be where the new model is
         ir.save(
             model,
             stage / path.name,

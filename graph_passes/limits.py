@@ -61,6 +61,9 @@ def nnapi(node: ir.Node) -> Iterator[Fault]:
             yield Fault("only padding with a constant is taken, and no cropping")
     elif node.op_type == "Clip":
         yield from _constants(node, {1: "minimum", 2: "maximum"})
+        bounds = tuple(None if (array := constant(value)) is None else float(array) for value in node.inputs[1:])
+        if bounds not in ((0, 6), (-1, 1)):
+            yield Fault("it is clipped to other bounds than 0 and 6, or -1 and 1")
     elif node.op_type == "Resize":
         yield from _resize(node, whole=False)
 
@@ -138,11 +141,17 @@ def _resize(node: ir.Node, whole: bool) -> Iterator[Fault]:
     )
     if form[0] != "linear" and form != ("nearest", "asymmetric", "floor"):
         yield Fault("nearest neighbours are taken asymmetric and rounded down only")
+    if any(value is None for value in node.inputs[:2]):
+        yield Fault(
+            "the region of interest is left out, which ONNX Runtime's usability checker takes for a dynamic one", "enlarge by factors"
+        )
     given = [value for value in node.inputs[2:] if value is not None]
     if not given or not all(is_constant(value) for value in given):
         yield Fault("the factors are no constants", "fix static shapes")
-    if any(name in node.attributes for name in ("antialias", "axes", "exclude_outside", "keep_aspect_ratio_policy")):
-        yield Fault("it has attributes beyond mode and coordinates", "upsample by constant factors")
+    if integer(node, "antialias", 0) or integer(node, "exclude_outside", 0) or "axes" in node.attributes:
+        yield Fault("it smooths, leaves out the outside, or names axes")
+    if _text(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        yield Fault("it keeps the ratio of the sides")
     before, after = _shape(node.inputs[0]), _shape(node.outputs[0])
     if before[:2] != after[:2] or (whole and any(new % old for old, new in zip(before, after, strict=True))):
         yield Fault("it does more than to enlarge height and width by whole factors")

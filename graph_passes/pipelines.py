@@ -38,6 +38,15 @@ from graph_passes.rules.sink_expand import SINK_EXPAND
 from graph_passes.rules.slice_concat import SLICE_CONCAT
 from graph_passes.rules.split_sequence import SPLIT_SEQUENCE
 from graph_passes.rules.unfold_transpose import UNFOLD_TRANSPOSE
+from graph_passes.rules.approximate_gelu import APPROXIMATE_GELU
+from graph_passes.rules.enlarge_by_factors import ENLARGE_BY_FACTORS
+from graph_passes.rules.fold_bias import FOLD_BIAS
+from graph_passes.rules.lower_group_norm import LOWER_GROUP_NORM
+from graph_passes.rules.lower_instance_norm import LOWER_INSTANCE_NORM
+from graph_passes.rules.lower_layer_norm import LOWER_LAYER_NORM
+from graph_passes.rules.multiply_flat import MULTIPLY_FLAT
+from graph_passes.rules.pool_by_product import POOL_BY_PRODUCT
+from graph_passes.rules.unfold_groups import UNFOLD_GROUPS
 from graph_passes.step import Pass
 
 KNOWN: tuple[Pass, ...] = (INFER_SHAPES, SHARE_SIZES, FOLD_CONSTANTS)
@@ -92,7 +101,52 @@ PORTABLE: tuple[Pass, ...] = (
 # custom ops with native kernels; optimizers inline functions, so the bodies come last
 CPU: tuple[Pass, ...] = (*PORTABLE, FUSE_GROUP_NORM, NAME_NODES, ATTACH_BODIES)
 
-TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU}
+# linear layers are products of two matrices, and so found before their weights are turned for MatMul
+_LINEAR: tuple[Pass, ...] = (INLINE_FUNCTIONS, LIFT_CONSTANTS, REMOVE_IDENTITY.as_pass(), INFER_SHAPES, MULTIPLY_FLAT.as_pass())
+_LEFT: tuple[Pass, ...] = (
+    FOLD_WEIGHTS,
+    COMPOSE_RESHAPES.as_pass(),
+    REMOVE_RESHAPE.as_pass(),
+    REMOVE_UNUSED,
+    INFER_SHAPES,
+    SHARE_SIZES,
+    MERGE_INITIALIZERS,
+    MERGE_NODES,
+    REMOVE_UNUSED,
+    NAME_NODES,
+    CLEAR_METADATA,
+)
+
+# static shapes, at most four axes, no norms, no erf; what takes integers is moved to the host by passes.host
+NNAPI: tuple[Pass, ...] = (
+    *_LINEAR,
+    *PORTABLE,
+    MULTIPLY_FLAT.as_pass(),
+    FOLD_BIAS.as_pass(),
+    LOWER_GROUP_NORM.as_pass(),
+    UNFOLD_GROUPS.as_pass(),
+    LOWER_INSTANCE_NORM.as_pass(),
+    LOWER_LAYER_NORM.as_pass(),
+    APPROXIMATE_GELU.as_pass(),
+    ENLARGE_BY_FACTORS.as_pass(),
+    POOL_BY_PRODUCT.as_pass(),
+    *_LEFT,
+)
+
+# MLProgram has norms and GELU, and no dimension above 16,384
+COREML: tuple[Pass, ...] = (
+    *_LINEAR,
+    *PORTABLE,
+    MULTIPLY_FLAT.as_pass(),
+    FOLD_BIAS.as_pass(),
+    LOWER_GROUP_NORM.as_pass(),
+    UNFOLD_GROUPS.as_pass(),
+    ENLARGE_BY_FACTORS.as_pass(),
+    POOL_BY_PRODUCT.as_pass(),
+    *_LEFT,
+)
+
+TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU, "nnapi": NNAPI, "coreml": COREML}
 
 
 def for_target(target: str, *, shapes: Mapping[str, tuple[int, ...]] | None = None, simplify: bool = False) -> tuple[Pass, ...]:
