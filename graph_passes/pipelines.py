@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from graph_passes.costs import table
 from graph_passes.errors import GraphError
+from graph_passes.ops.gelu import FUSE_GELU
 from graph_passes.ops.group_norm import FUSE_GROUP_NORM
 from graph_passes.passes.attach_bodies import ATTACH_BODIES
 from graph_passes.passes.constants import FOLD_CONSTANTS, LIFT_CONSTANTS
@@ -17,6 +19,7 @@ from graph_passes.passes.simplify import SIMPLIFY
 from graph_passes.passes.static_shapes import static_shapes
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.passes.weights import FOLD_WEIGHTS
+from graph_passes.passes.winograd import Policy, winograd
 from graph_passes.rules.compose_casts import COMPOSE_CASTS
 from graph_passes.rules.compose_reshapes import COMPOSE_RESHAPES
 from graph_passes.rules.compose_transposes import COMPOSE_TRANSPOSES
@@ -99,7 +102,7 @@ PORTABLE: tuple[Pass, ...] = (
 )
 
 # custom ops with native kernels; optimizers inline functions, so the bodies come last
-CPU: tuple[Pass, ...] = (*PORTABLE, FUSE_GROUP_NORM, NAME_NODES, ATTACH_BODIES)
+CPU: tuple[Pass, ...] = (*PORTABLE, FUSE_GROUP_NORM, FUSE_GELU, NAME_NODES, ATTACH_BODIES)
 
 # linear layers are products of two matrices, and so found before their weights are turned for MatMul
 _LINEAR: tuple[Pass, ...] = (INLINE_FUNCTIONS, LIFT_CONSTANTS, REMOVE_IDENTITY.as_pass(), INFER_SHAPES, MULTIPLY_FLAT.as_pass())
@@ -147,16 +150,37 @@ COREML: tuple[Pass, ...] = (
 )
 
 TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU, "nnapi": NNAPI, "coreml": COREML}
+PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16")}  # of the other targets: fp32
 
 
-def for_target(target: str, *, shapes: Mapping[str, tuple[int, ...]] | None = None, simplify: bool = False) -> tuple[Pass, ...]:
+def for_target(
+    target: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    simplify: bool = False,
+    precision: str = "fp32",
+    at: Mapping[str, tuple[int, ...]] | None = None,
+    budget: float | None = None,
+    costs: str | None = None,
+) -> tuple[Pass, ...]:
     """The passes for a target. With `shapes` ({input name: shape}) the graph becomes static first; with `simplify` onnxsim has a turn.
 
-    Errors: GraphError for a target without a pipeline.
+    `precision`: the least that the operands of products may have. For the target cpu, layers are weighed at the input shapes `at`
+    where the graph's own are free, by the costs of a class of machines or a file (None: of this machine), and the weights may
+    grow to `budget` times the plain ones (None: as far as it takes for the least time).
+    Errors: GraphError for a target without a pipeline, a precision that it does not have, and costs that are not there.
     """
     if target not in TARGETS:
         raise GraphError(f"There is no pipeline for the target {target!r}. There is one for {' and '.join(TARGETS)}.")
+    if precision not in (known := PRECISIONS.get(target, ("fp32",))):
+        raise GraphError(f"The target {target!r} does not have the precision {precision!r}: it has {' and '.join(known)}.")
+    if budget is not None and budget < 1:
+        raise GraphError(f"A memory budget of {budget:g} is less than the plain weights: give 1 or more.")
     first = (INLINE_FUNCTIONS, LIFT_CONSTANTS, static_shapes(shapes)) if shapes else ()
     # onnxsim knows nothing of custom ops, and what it makes is cleaned like any exporter's graph
     second = (*PORTABLE, SIMPLIFY) if simplify else ()
-    return (*first, *second, *TARGETS[target])
+    passes = TARGETS[target]
+    if target == "cpu":
+        policy = Policy(table(costs), precision, budget, at or {})
+        passes = (*PORTABLE, winograd(policy), *CPU[len(PORTABLE) :])
+    return (*first, *second, *passes)

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from onnxscript import OnnxFunction
 
+from graph_passes.ops.gelu import Geglu, Gelu, QuickGelu
 from graph_passes.ops.group_norm import GroupNorm, GroupNormSilu
+from graph_passes.ops.winograd_conv import WinogradConv, WinogradConvAdd, WinogradConvSilu
 
-BODIES: dict[str, OnnxFunction] = {body.name: body for body in (GroupNorm, GroupNormSilu)}
+BODIES: dict[str, OnnxFunction] = {
+    body.name: body
+    for body in (
+        *(GroupNorm, GroupNormSilu),
+        *(Gelu, QuickGelu, Geglu),
+        *(WinogradConv, WinogradConvAdd, WinogradConvSilu),
+    )
+}

@@ -10,5 +10,6 @@ namespace handheld {
 // The operators live as long as the process.
 std::vector<const OrtCustomOp*> group_norm_ops();
 std::vector<const OrtCustomOp*> winograd_conv_ops();
+std::vector<const OrtCustomOp*> gelu_ops();
 
 }  // namespace handheld

@@ -17,7 +17,7 @@ namespace handheld {
 namespace {
 
 // What each struct has: `lanes`; loads and stores of all lanes, or of the first `count` (the others read as `fill`, and are not
-// written); `stream`, a store past the caches to an address aligned to the vector; arithmetic; `multiply_add(a, b, c)`, a * b + c;
+// written); `load_first` and `load_second`, of as many pairs of bfloat16 numbers; `stream`, a store past the caches to an address aligned to the vector; arithmetic; `multiply_add(a, b, c)`, a * b + c;
 // `absolute`, the sign taken away, of what is not a number too;
 // `clamp`, into [low, high], what is not a number to low; `round`, to the nearest integer; `scale(v, n)`, v * 2^n for integral n in
 // [-252, 254], to infinity and to zero where that leaves the range, and not a number where v is none; `max(a, b)`, b where one is not a
@@ -44,6 +44,12 @@ struct PortableVector {
   }
   static Register load_part(const float* from, int count, float fill) {
     return map([&](int i) { return i < count ? from[i] : fill; });
+  }
+  static Register load_first(const std::uint16_t* pairs) {
+    return map([&](int i) { return float_of(pairs[2 * i]); });
+  }
+  static Register load_second(const std::uint16_t* pairs) {
+    return map([&](int i) { return float_of(pairs[2 * i + 1]); });
   }
   static void store(float* to, Register v) {
     for (int i = 0; i < lanes; ++i) to[i] = v.lane[i];
@@ -105,6 +111,12 @@ struct PortableVector {
   }
 
  private:
+  static float float_of(std::uint16_t bfloat16) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(bfloat16) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return result;
+  }
   static float power_of_two(std::int32_t n) {
     const std::int32_t bits = (n + 127) * (1 << 23);
     float result;
@@ -125,6 +137,10 @@ struct Avx512Vector {
   static Register load(const float* from) { return _mm512_loadu_ps(from); }
   static Register load_part(const float* from, int count, float fill) {
     return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(count), from);
+  }
+  static Register load_first(const std::uint16_t* pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16)); }
+  static Register load_second(const std::uint16_t* pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(pairs), _mm512_set1_epi32(-65536)));
   }
   static void store(float* to, Register v) { _mm512_storeu_ps(to, v); }
   static void store_part(float* to, Register v, int count) { _mm512_mask_storeu_ps(to, first(count), v); }
@@ -190,6 +206,10 @@ struct Avx2Vector {
     const __m256i mask = first(count);
     return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(from, mask), _mm256_castsi256_ps(mask));
   }
+  static Register load_first(const std::uint16_t* pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_pairs(pairs), 16)); }
+  static Register load_second(const std::uint16_t* pairs) {
+    return _mm256_castsi256_ps(_mm256_and_si256(load_pairs(pairs), _mm256_set1_epi32(-65536)));
+  }
   static void store(float* to, Register v) { _mm256_storeu_ps(to, v); }
   static void store_part(float* to, Register v, int count) { _mm256_maskstore_ps(to, first(count), v); }
   static void stream(float* to, Register v) { _mm256_stream_ps(to, v); }
@@ -236,6 +256,7 @@ struct Avx2Vector {
   }
 
  private:
+  static __m256i load_pairs(const std::uint16_t* pairs) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)); }
   static __m256 power_of_two(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
 };
 
@@ -251,6 +272,10 @@ struct NeonVector {
     float lane[lanes] = {fill, fill, fill, fill};
     std::memcpy(lane, from, static_cast<std::size_t>(count) * sizeof(float));
     return vld1q_f32(lane);
+  }
+  static Register load_first(const std::uint16_t* pairs) { return vreinterpretq_f32_u32(vshlq_n_u32(load_pairs(pairs), 16)); }
+  static Register load_second(const std::uint16_t* pairs) {
+    return vreinterpretq_f32_u32(vandq_u32(load_pairs(pairs), vdupq_n_u32(0xffff0000u)));
   }
   static void store(float* to, Register v) { vst1q_f32(to, v); }
   static void store_part(float* to, Register v, int count) {
@@ -284,6 +309,7 @@ struct NeonVector {
   static double sum(Register v) { return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(v)), vcvt_high_f64_f32(v))); }
 
  private:
+  static uint32x4_t load_pairs(const std::uint16_t* pairs) { return vreinterpretq_u32_u16(vld1q_u16(pairs)); }
   static float32x4_t power_of_two(int32x4_t n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)); }
 };
 
