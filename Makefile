@@ -23,7 +23,7 @@ SETUP_INTEROP := .venv-interop/.installed-$(call checksum,constraints-interop.tx
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup kernels demo test test-asan test-arm64 lint export bench report interop clean
+.PHONY: help setup kernels demo test test-asan test-arm64 lint export parity-full bench report interop clean
 .DELETE_ON_ERROR:
 
 help: ## Print this list
@@ -83,6 +83,10 @@ lint: setup ## Check the style and the types of the Python files
 # The recipe's line is the equivalent command: make prints it.
 export: kernels ## Make one package: MODEL, WEIGHTS, TARGET, PRECISION, CHECK, OUT
 	$(BIN)/python -m export "$(MODEL)" "$(OUT)" --target $(TARGET)$(if $(WEIGHTS), --weights "$(WEIGHTS)")$(if $(PRECISION), --precision $(PRECISION))$(if $(CHECK), --check $(CHECK))
+
+parity-full: kernels ## Hold every component of MODEL in full size against torch, one at a time: MODEL, WEIGHTS
+	$(BIN)/python -m export.parity_full "$(MODEL)"$(if $(filter-out file,$(origin TARGET)), --target $(TARGET)) --weights "$(or $(WEIGHTS),random)" \
+	  --json build/parity-$(notdir $(MODEL)).json
 
 bench: kernels ## Measure PACKAGE, by default the demo's
 	$(BIN)/python -m runtime.bench $(PACKAGE) --json build/bench.json

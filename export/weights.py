@@ -126,6 +126,12 @@ class Checkpoint:
                 write_float32(path, self.shapes[name], lambda key: float32_blocks(tensors[key]), progress)
                 self.mapped[name] = partial(read, [path])
 
+    def forget(self) -> None:
+        """Removes what `module` has written under `work`: it is made again when it is asked for."""
+        self.mapped.clear()
+        for name in self.configs:
+            (self.work / f"{name}.safetensors").unlink(missing_ok=True)
+
     def provenance(self) -> dict[str, Any]:
         """`source` with sha256 {file: hexadecimal digits} of every file that was read; waits until they are known."""
         return {**self.source, "sha256": self.hashes.result()}
@@ -134,7 +140,7 @@ class Checkpoint:
 def open_checkpoint(model: str, weights: str | None, work: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """Opens a model.
 
-    `model`: an alias, a hub id ORG/NAME, a diffusers folder, or a single LDM-style file (SD 1.x, 2.x).
+    `model`: an alias, a hub id ORG/NAME, a diffusers folder, or a single LDM-style file (SD 1.x, 2.x, SDXL).
     `weights`: None (where the model's weights are by themselves), "hub", "random" or "random:SEED", or the PATH of a folder or file whose
     weights must be of the model's architecture. `work`: a folder for what has to be written.
     Errors: InputError for what is wrong with the call or the files, Unavailable for what would need the network.
