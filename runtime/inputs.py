@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
 from runtime.errors import InputError
 from runtime.manifest import Package, Port
+from runtime.pipelines.size_conditioning import SizeConditioning
 from runtime.tokenizer import Tokenizer
 
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -31,7 +33,7 @@ def size_of(package: Package, height: int | None, width: int | None) -> tuple[in
 
 
 def example_inputs(package: Package, component: str, height: int, width: int, batch: int = 1) -> dict[str, np.ndarray]:
-    """Inputs of one component for a picture of `height` x `width` pixels: token ids of a prompt, else standard normal numbers.
+    """Inputs of one component for a picture of `height` x `width` pixels: token ids of a prompt, sizes, else standard normal numbers.
 
     Axes that the graph fixes keep their size, `batch` included. The same arguments give the same numbers on every machine.
     Errors: InputError where the package has no such component, or a graph has a free axis of unknown meaning.
@@ -43,7 +45,11 @@ def example_inputs(package: Package, component: str, height: int, width: int, ba
         if unknown := [axis for axis in port.shape if isinstance(axis, str) and axis not in free]:
             raise InputError(f"'{component}' has a free axis '{unknown[0]}' at '{port.name}', whose size nobody can guess")
         shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in port.shape)
-        inputs[port.name] = _values(package, component, port, shape)
+        if port.name == "time_ids":
+            sizes = SizeConditioning().filled(package.manifest.pipeline, height, width).time_ids()[1]
+            inputs[port.name] = np.broadcast_to(sizes, shape).astype(port.dtype)
+        else:
+            inputs[port.name] = _values(package, component, port, shape)
     return inputs
 
 
@@ -61,7 +67,7 @@ def free_axes(package: Package, component: str, height: int, width: int) -> dict
     }
 
 
-def batch_of(inputs: dict[str, np.ndarray]) -> int:
+def batch_of(inputs: Mapping[str, np.ndarray]) -> int:
     """Rows of the first input, which is the batch of every graph here."""
     return len(next(iter(inputs.values())))
 

@@ -21,14 +21,13 @@ from runtime.errors import CheckFailed, HandheldError, InputError, Unavailable
 from runtime.inputs import PROMPT, example_inputs, size_of
 from runtime.manifest import NAME, ComponentEntry, FileEntry, Manifest, Package, files_below, inside, sha256_of
 from runtime.pipelines.settings import Settings
-from runtime.pipelines.text_to_image import text_to_image
 from runtime.providers import provider
 from runtime.session import CUSTOM_OPS_DOMAIN, Sessions
 from runtime.tokenizer import Tokenizer
+from runtime.trial import needs, picture
 
 SEED = 0
 SHORT_STEPS = 2  # of the picture that shows that a package runs at all
-PICTURE_NEEDS = ("text_encoder", "unet", "vae_decoder")
 NUMPY_NAMES = {  # of ONNX Runtime's tensor types
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -101,7 +100,7 @@ def check_structure(package: Package, component: str) -> None:
 
 def check_picture(package: Package) -> tuple[int, int]:
     """Makes a picture in two steps, which refuses NaN and flat ones; returns its size. Errors: CheckFailed, InputError."""
-    height, width = text_to_image(package, Settings.one_prompt(PROMPT, SEED, steps=SHORT_STEPS)).images.shape[1:3]
+    height, width = picture(package, Settings.one_prompt(PROMPT, SEED, steps=SHORT_STEPS)).images.shape[1:3]
     return height, width
 
 
@@ -135,13 +134,13 @@ def compare(first: Package, second: Package) -> Iterator[Agreement]:
                 raise InputError(f"'{component}' gives other outputs in '{first.path}' than in '{second.path}': are they of one model?")
             snr = min(snr_db(expected[name], actual[name]) for name in names)
             yield Agreement(component, snr, max(max_abs(expected[name], actual[name]) for name in names), snr >= limits.snr_db)
-        if all(name in common for name in PICTURE_NEEDS):
+        if all(name in common for name in needs(first.manifest)):
             # the second package's scheduler must not make the difference
             settings = Settings.one_prompt(PROMPT, SEED, scheduler=first.manifest.pipeline["scheduler"], height=height, width=width)
-            reference, picture = text_to_image(theirs, settings).images, text_to_image(ours, settings).images
-            difference = np.abs(reference.astype(np.float64) - picture)
+            reference, drawn = picture(theirs, settings).images, picture(ours, settings).images
+            difference = np.abs(reference.astype(np.float64) - drawn)
             good = difference.max() <= limits.picture_max and difference.mean() <= limits.picture_mean
-            yield Agreement("picture", snr_db(reference, picture), float(difference.max()), bool(good))
+            yield Agreement("picture", snr_db(reference, drawn), float(difference.max()), bool(good))
 
 
 def against_checkpoint(package: Path, checkpoint: Path) -> None:
@@ -258,7 +257,7 @@ def main(package: Path, against: Path | None) -> None:
     names = _tokenizers(package)
     schedulers.make(manifest.scheduler)
     click.echo(f"  ok  {' and '.join(names) or 'no tokenizer'}, scheduler {manifest.pipeline['scheduler']}")
-    if missing := [name for name in PICTURE_NEEDS if name not in manifest.components]:
+    if missing := [name for name in needs(manifest) if name not in manifest.components]:
         click.echo(f"      no picture was made: the package has no {' and no '.join(missing)}")
     else:
         height, width = check_picture(opened)

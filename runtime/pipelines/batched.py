@@ -24,12 +24,10 @@ def run(
     loading, to `timings[component]`. Errors: those of `Sessions.run`.
     """
     ports = sessions.inputs(component)
-    batch = next(iter(ports.values())).shape[0]
     rows = max(len(array) for array in inputs.values() if array.ndim)
+    batch = sessions.batch(component, rows)
     stride = batch if isinstance(batch, int) else min(rows, at_most or rows)
-    sessions.load(component)
-    start = time.perf_counter()
-    parts = []
+    calls = []
     for first in range(0, rows, stride):
         chosen = np.arange(first, first + stride if isinstance(batch, int) else min(first + stride, rows)).clip(max=rows - 1)
         feeds = {}
@@ -42,6 +40,11 @@ def run(
                 feeds[name] = np.full(len(chosen) if axis == batch else axis if isinstance(axis, int) else 1, array)
             else:
                 feeds[name] = array
-        parts.append({name: output[: rows - first] for name, output in sessions.run(component, feeds).items()})
+        calls.append(feeds)
+    sessions.load(component, calls[0])
+    start = time.perf_counter()
+    parts = []
+    for index, feeds in enumerate(calls):
+        parts.append({name: output[: rows - index * stride] for name, output in sessions.run(component, feeds).items()})
     timings.setdefault(component, []).append(time.perf_counter() - start)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from runtime.errors import InputError
 from runtime.manifest import Package
 from runtime.pipelines.autoencoder import pixels_of
@@ -18,7 +20,11 @@ def image_to_image(
         raise InputError("image to image needs an image")
     with opened(source) as sessions:
         diffusion = StableDiffusion(sessions, settings, on_step, progress)
-        embeddings = diffusion.encode_prompts()
-        known = diffusion.encode_image(pixels_of(settings.image, diffusion.settings.height, diffusion.settings.width))
-        latents = diffusion.scheduler.add_noise(known, diffusion.normal(known.shape), diffusion.timesteps[0])
-        return diffusion.finish(diffusion.denoise(latents, embeddings))
+        conditioning = diffusion.encode_prompts()
+        return diffusion.finish(diffusion.denoise(noised(diffusion, settings.image), conditioning))
+
+
+def noised(diffusion: StableDiffusion, image: np.ndarray) -> np.ndarray:
+    """The latents to start from, float32 [pictures, channels, h, w]: the image's, uint8 [H, W, 3], noised to the first timestep."""
+    known = diffusion.encode_image(pixels_of(image, diffusion.settings.height, diffusion.settings.width))
+    return diffusion.scheduler.add_noise(known, diffusion.normal(known.shape), diffusion.timesteps[0])

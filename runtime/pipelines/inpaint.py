@@ -34,7 +34,7 @@ def inpaint(
             raise InputError(f"inpainting needs a U-Net of {shape[1]} or {2 * shape[1] + 1} channels: this one has {channels}")
         blends = channels == shape[1]
         only_noise = diffusion.settings.strength == 1.0
-        embeddings = diffusion.encode_prompts()
+        conditioning = diffusion.encode_prompts()
 
         pixels = pixels_of(settings.image, height, width)
         mask = mask_of(settings.mask, height, width)
@@ -56,6 +56,6 @@ def inpaint(
             return (1 - small_mask) * outside + small_mask * latents
 
         if blends:
-            return diffusion.finish(diffusion.denoise(latents, embeddings, after_step=blend))
+            return diffusion.finish(diffusion.denoise(latents, conditioning, after_step=blend))
         more = np.concatenate([np.repeat(small_mask, shape[0], axis=0), masked], axis=1)
-        return diffusion.finish(diffusion.denoise(latents, embeddings, more_channels=more))
+        return diffusion.finish(diffusion.denoise(latents, conditioning, more_channels=more))

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.pipelines.size_conditioning import SizeConditioning
+from runtime.pipelines.steps import below_strength, steps_and_strength
+from runtime.schedulers.base import Scheduler
 from runtime.session import Sessions
 
 
@@ -17,15 +20,18 @@ class Settings:
 
     What is None comes from the package (`resolve`). `height` and `width` are in pixels. `image` is uint8 [H, W, 3] and `mask`
     uint8 [H, W], where 128 and more is painted anew; both are resized to the picture. `strength` is the share of the steps that an
-    image is noised back by (Meng et al. 2022); `guidance` is the scale of Ho & Salimans 2022, none at 1 and below; `eta` is DDIM's.
-    `latents`, float32 [pictures, channels, h, w] with unit variance, start text to image in place of the seeds' noise.
+    image is noised back by (Meng et al. 2022); `guidance` is the scale of Ho & Salimans 2022, none at 1 and below, and
+    `guidance_rescale` the share of Lin et al. 2024; `eta` is DDIM's. No `negative` prompt is another thing than an empty one: SDXL was
+    trained with zeros in its place. `latents`, float32 [pictures, channels, h, w] with unit variance, start text to image in place of the
+    seeds' noise.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    negative: str = ""
+    negative: str | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_rescale: float | None = None
     scheduler: str | None = None
     height: int | None = None
     width: int | None = None
@@ -33,6 +39,7 @@ class Settings:
     mask: np.ndarray | None = None
     strength: float | None = None
     eta: float = 0.0
+    sizes: SizeConditioning = field(default_factory=SizeConditioning)
     latents: np.ndarray | None = None
     safety_checker: bool = True
 
@@ -50,14 +57,16 @@ class Resolved:
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    negative: str
+    negative: str | None
     steps: int
     guidance: float
+    guidance_rescale: float
     scheduler: str
     height: int
     width: int
     strength: float
     eta: float
+    sizes: SizeConditioning
     safety_checker: bool
 
 
@@ -65,6 +74,7 @@ class Resolved:
 class Result:
     """`images` uint8 [B, H, W, 3]; `latents` float32 [B, C, h, w], as the decoder got them but for the scaling factor.
 
+    `settings` are the base's where a refiner finished, whose own are `refiner_settings`.
     `timings`: seconds of every use of a component, without its loading; the U-Net has one entry per step.
     `flagged`: whether the safety checker blackened each picture. `warnings`: sentences for the user.
     """
@@ -75,26 +85,46 @@ class Result:
     timings: dict[str, list[float]]
     flagged: tuple[bool, ...]
     warnings: tuple[str, ...] = field(default=())
+    refiner_settings: Resolved | None = None
+
+    @property
+    def prompt_seconds(self) -> float:
+        """What the text encoders took."""
+        return sum(sum(seconds) for component, seconds in self.timings.items() if component.startswith("text_encoder"))
+
+    @property
+    def step_seconds(self) -> float:
+        """What the U-Net took at a step, the median."""
+        return float(np.median(self.timings["unet"]))
+
+    @property
+    def decoding_seconds(self) -> float:
+        """What the decoder took."""
+        return sum(self.timings["vae_decoder"])
 
 
-def resolve(settings: Settings, sessions: Sessions, scheduler: str) -> Resolved:
-    """Fills in the package's defaults and checks what the scheduler, whose name is given, does not. Errors: InputError."""
+def resolve(settings: Settings, sessions: Sessions, scheduler: Scheduler) -> Resolved:
+    """Fills in the package's defaults and checks what the scheduler does not. Errors: InputError."""
     pipeline = sessions.package.manifest.pipeline
-    steps = pipeline["steps"] if settings.steps is None else settings.steps
     guidance = float(pipeline["guidance"] if settings.guidance is None else settings.guidance)
-    strength = settings.strength
-    if strength is None:  # diffusers' defaults: an image is changed, a masked region is made anew
-        strength = 1.0 if settings.image is None or settings.mask is not None else 0.8
+    rescale = float(pipeline.get("guidance_rescale", 0.0) if settings.guidance_rescale is None else settings.guidance_rescale)
     if not settings.prompts:
         raise InputError("there is no prompt: give one, it may be empty")
     if len(settings.seeds) != len(settings.prompts):
         raise InputError(f"{len(settings.prompts)} prompts need as many seeds, not {len(settings.seeds)}")
     if not 0 <= guidance < float("inf"):
         raise InputError(f"guidance {guidance} is impossible: give 0 or more (1 and below: none)")
+    if not 0 <= rescale <= 1:
+        raise InputError(f"a guidance rescale of {rescale} is impossible: give 0 (none) to 1")
     if settings.strength is not None and settings.image is None:
         raise InputError("strength says how much of an image is changed: give an image with it")
     if settings.mask is not None and settings.image is None:
         raise InputError("a mask needs the image that it masks")
+    # diffusers' defaults: an image is changed, a masked region is made anew
+    changes = settings.image is not None and settings.mask is None
+    steps, strength = steps_and_strength(
+        settings.steps, settings.strength, pipeline, pipeline.get("strength", 0.8) if changes else 1.0, below_strength(scheduler, sessions)
+    )
     height, width = _size(settings, sessions)
     return Resolved(
         settings.prompts,
@@ -102,11 +132,13 @@ def resolve(settings: Settings, sessions: Sessions, scheduler: str) -> Resolved:
         settings.negative,
         steps,
         guidance,
-        scheduler,
+        rescale,
+        scheduler.name,
         height,
         width,
         strength,
         settings.eta,
+        settings.sizes.filled(pipeline, height, width),
         settings.safety_checker,
     )
 

@@ -1,4 +1,5 @@
-"""What the tasks of Stable Diffusion 1.x and 2.x share: prompts, guidance, the denoising loop, decoding (Rombach et al. 2022).
+"""What the tasks of Stable Diffusion share, 1.x to XL and those of few steps: noise, guidance, the denoising loop, decoding (Rombach et al.
+2022; Podell et al. 2023). What the models are told beside the latents is conditioning.py's.
 
 Noise is drawn in diffusers' order, from one generator per picture: the same seed gives the same picture as diffusers does with
 `generator=[torch.Generator().manual_seed(seed) for seed in seeds]`.
@@ -16,11 +17,11 @@ from runtime import schedulers
 from runtime.errors import CheckFailed
 from runtime.manifest import Package
 from runtime.noise import Noise
-from runtime.pipelines import autoencoder, batched, safety_checker
+from runtime.pipelines import autoencoder, batched, safety_checker, steps
+from runtime.pipelines.conditioning import Conditioning, check_finite, check_time_ids, condition, guidance_width
 from runtime.pipelines.settings import Resolved, Result, Settings, resolve
 from runtime.providers import provider
 from runtime.session import Sessions
-from runtime.tokenizer import Tokenizer
 
 # (index, timestep, latents after the step, U-Net's output without and with the prompt; without: None where there is no guidance)
 OnStep = Callable[[int, Any, np.ndarray, np.ndarray | None, np.ndarray], None]
@@ -39,26 +40,29 @@ def opened(source: Package | Sessions) -> Iterator[Sessions]:
 
 
 class StableDiffusion:
-    """One generation. The tasks call its methods in the order of the noise: encode prompts, start latents, denoise, finish."""
+    """One generation. The tasks call its methods in the order of the noise: encode prompts, start latents, denoise, finish.
+
+    `timesteps` are those of the steps that are made, `guided` tells whether each takes two rows of the U-Net per picture.
+    """
 
     def __init__(self, sessions: Sessions, settings: Settings, on_step: OnStep | None = None, progress: Progress | None = None) -> None:
         """Errors: InputError for settings that the package can't do."""
         manifest = sessions.package.manifest
         self.sessions = sessions
         self.scheduler = schedulers.make({**manifest.scheduler, "eta": settings.eta}, settings.scheduler)
-        self.settings: Resolved = resolve(settings, sessions, self.scheduler.name)
-        self.scheduler.set_timesteps(self.settings.steps)
-        self.timesteps = self.scheduler.timesteps_from(self.settings.strength)
+        check_time_ids(sessions)
+        self.settings: Resolved = resolve(settings, sessions, self.scheduler)
+        below = steps.below_strength(self.scheduler, sessions)
+        self.timesteps = steps.plan(self.scheduler, self.settings.steps, self.settings.strength, below)
         self.on_step = on_step
         self.progress: Progress = progress or iter
         self.timings: dict[str, list[float]] = {}
         self.warnings: list[str] = []
         self.noises = [Noise(seed) for seed in self.settings.seeds]
         self.scaling_factor: float = manifest.pipeline["scaling_factor"]
-        self.guidance_rescale: float = manifest.pipeline.get("guidance_rescale", 0.0)
         self.unet_inputs = sessions.inputs("unet")
         # a U-Net distilled with guidance takes the scale as an input and is called once (Meng et al. 2023)
-        self.guided = self.settings.guidance > 1 and "timestep_cond" not in self.unet_inputs
+        self.guided = self.settings.guidance > 1 and not guidance_width(sessions)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -72,20 +76,18 @@ class StableDiffusion:
         """Float32 standard normal [pictures, ...], each picture's row from its own generator."""
         return np.concatenate([noise.normal((1, *shape[1:])) for noise in self.noises])
 
-    def encode_prompts(self) -> np.ndarray:
-        """Embeddings float32 [B, tokens, width] of the prompts; under guidance [2B, ...], those of the negative prompt first."""
-        tokenizer = Tokenizer.from_folder(self.sessions.package.path / "tokenizer")
-        texts = [*([self.settings.negative] * len(self.settings.prompts) if self.guided else []), *self.settings.prompts]
-        unique = list(dict.fromkeys(texts))
-        self.warnings += [warning for text in unique if (warning := tokenizer.warning(text))]
-        embeddings = self._run("text_encoder", {"input_ids": tokenizer.encode(unique)})["last_hidden_state"].astype(np.float32)
-        _check_finite("text_encoder", embeddings)
-        return embeddings[[unique.index(text) for text in texts]]
+    def encode_prompts(self) -> Conditioning:
+        """What the U-Net is given beside the latents; under guidance the rows of the negative prompt first."""
+        inputs, warnings = condition(self.sessions, self.settings, self.guided, self.timings)
+        self.warnings += warnings
+        if self.settings.negative and not self.guided:
+            self.warnings.append("the negative prompt is not used: without guidance there is nothing to lead away from")
+        return inputs
 
     def denoise(
         self,
         latents: np.ndarray,
-        embeddings: np.ndarray,
+        conditioning: Conditioning,
         more_channels: np.ndarray | None = None,
         after_step: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
@@ -96,16 +98,16 @@ class StableDiffusion:
             sample = self.scheduler.scale_model_input(latents, timestep)
             if more_channels is not None:
                 sample = np.concatenate([sample, more_channels], axis=1)
-            unconditional, conditional = self._predict(sample, timestep, embeddings)
+            unconditional, conditional = self._predict(sample, timestep, conditioning)
             where = f" at step {index + 1} of {len(self.timesteps)} (timestep {timestep})"
             for predicted in (unconditional, conditional):
                 if predicted is not None:
-                    _check_finite("unet", predicted, where)
-            guided = guide(unconditional, conditional, self.settings.guidance, self.guidance_rescale)
+                    check_finite("unet", predicted, where)
+            guided = guide(unconditional, conditional, self.settings.guidance, self.settings.guidance_rescale)
             latents = self.scheduler.step(guided, timestep, latents, noise=self.normal)
             if after_step is not None:
                 latents = after_step(index, latents)
-            _check_finite("scheduler", latents, where)
+            check_finite("scheduler", latents, where)
             if self.on_step is not None:
                 self.on_step(index, timestep, latents, unconditional, conditional)
         return latents
@@ -114,13 +116,13 @@ class StableDiffusion:
         """`pixels` [1, 3, H, W] in -1..1 -> scaled latents [B, C, h, w], one draw from the posterior per picture."""
         posterior = autoencoder.encode(self.sessions, pixels, self.timings)
         latents = posterior.sample(self.normal, len(self.noises)) * np.float32(self.scaling_factor)
-        _check_finite("vae_encoder", latents)
+        check_finite("vae_encoder", latents)
         return latents
 
     def finish(self, latents: np.ndarray) -> Result:
         """Decodes, asks the safety checker, and hands over. Errors: CheckFailed for NaN and for a picture of one colour."""
         pictures = autoencoder.decode(self.sessions, latents, self.scaling_factor, self.timings)
-        _check_finite("vae_decoder", pictures)
+        check_finite("vae_decoder", pictures)
         for index, picture in enumerate(autoencoder.to_uint8(pictures)):
             if (picture == picture[0, 0]).all():
                 raise CheckFailed(f"'vae_decoder' made picture {index} one flat colour, {picture[0, 0].tolist()}: the package is broken")
@@ -131,21 +133,15 @@ class StableDiffusion:
         images = autoencoder.to_uint8(pictures)
         return Result(images, latents, self.settings, self.timings, flagged, tuple(self.warnings))
 
-    def _predict(self, sample: np.ndarray, timestep: Any, embeddings: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    def _predict(self, sample: np.ndarray, timestep: Any, conditioning: Conditioning) -> tuple[np.ndarray | None, np.ndarray]:
         """The U-Net's output without the prompt (None where there is no guidance) and with it, float32 [B, C, h, w] each."""
         rows = np.concatenate([sample, sample]) if self.guided else sample
-        inputs = {"sample": rows, "timestep": np.asarray(timestep), "encoder_hidden_states": embeddings}
-        if "timestep_cond" in self.unet_inputs:
-            width = self.unet_inputs["timestep_cond"].shape[-1]
-            inputs["timestep_cond"] = np.repeat(guidance_embedding(self.settings.guidance - 1, int(width)), len(rows), axis=0)
-        predicted = self._run("unet", inputs)["out_sample"].astype(np.float32)
+        inputs = {"sample": rows, "timestep": np.asarray(timestep), **conditioning}
+        predicted = batched.run(self.sessions, "unet", inputs, self.timings)["out_sample"].astype(np.float32)
         if not self.guided:
             return None, predicted
         unconditional, conditional = np.split(predicted, 2)
         return unconditional, conditional
-
-    def _run(self, component: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return batched.run(self.sessions, component, inputs, self.timings)
 
 
 def guide(unconditional: np.ndarray | None, conditional: np.ndarray, scale: float, rescale: float = 0.0) -> np.ndarray:
@@ -158,18 +154,3 @@ def guide(unconditional: np.ndarray | None, conditional: np.ndarray, scale: floa
         ratio = conditional.std(axis=axes, keepdims=True, ddof=1) / guided.std(axis=axes, keepdims=True, ddof=1)
         guided = guided * (np.float32(rescale) * ratio + np.float32(1 - rescale))
     return guided
-
-
-def guidance_embedding(scale: float, width: int) -> np.ndarray:
-    """The sinusoidal embedding of a guidance scale less one (Luo et al. 2023, LCM), float32 [1, width]: sines, then cosines."""
-    half = width // 2
-    frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1)))
-    angles = np.float32(scale * 1000.0) * frequencies
-    embedding = np.concatenate([np.sin(angles), np.cos(angles)])
-    return np.pad(embedding, (0, width % 2))[None]
-
-
-def _check_finite(component: str, array: np.ndarray, where: str = "") -> None:
-    if not np.isfinite(array).all():
-        bad = "NaN" if np.isnan(array).any() else "infinity"
-        raise CheckFailed(f"'{component}' gave {bad}{where}: the package is broken, or its precision is too low for this model")

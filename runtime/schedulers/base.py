@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -100,9 +101,22 @@ class Scheduler(ABC):
             raise InputError(f"the strength {strength:g} is not above 0 and at most 1")
         kept = min(int(self.steps * strength), self.steps)
         if kept == 0:
-            raise InputError(f"a strength of {strength:g} leaves none of {self.steps} steps: take more steps or more strength")
-        self.index = self.steps - kept
-        return self.timesteps[self.index :]
+            enough = math.ceil(1 / strength)
+            raise InputError(f"a strength of {strength:g} leaves none of {self.steps} steps: take {enough} steps or more, or more strength")
+        return self.start_at(self.steps - kept)
+
+    def start_at(self, index: int) -> np.ndarray:
+        """The timesteps from `timesteps[index]` on, at which the next `step` then is. Call it after `set_timesteps`."""
+        self.index = index
+        return self.timesteps[index:]
+
+    def steps_before(self, share: float) -> int:
+        """How many of `timesteps` lie in the first, noisiest `share` of the training's timesteps: those that a base model makes where a
+        refiner makes the others (Podell et al. 2023, section 2.5). Errors: InputError for a share that is not between 0 and 1."""
+        if not 0 < share < 1:
+            raise InputError(f"a hand-over at {share:g} is not possible: give a share of the noise between 0 and 1, such as 0.8")
+        last = round(self.config.num_train_timesteps - share * self.config.num_train_timesteps)
+        return int((self.timesteps >= last).sum())
 
     @property
     def init_noise_sigma(self) -> float:

@@ -39,12 +39,26 @@ class Lcm(Scheduler):
     config_class = LcmConfig
     config: LcmConfig
 
+    def set_timesteps(self, steps: int, strength: float = 1.0) -> None:
+        """With a `strength`, above 0 up to 1, all steps are taken from the last share of the distilled ones: `add_noise` at the first
+        makes the latents to start from, as in diffusers' LatentConsistencyModelImg2ImgPipeline. Errors: InputError."""
+        original = self.config.original_inference_steps
+        if not 0 < strength <= 1:
+            raise InputError(f"the strength {strength:g} is not above 0 and at most 1")
+        self._distilled = int(original * strength)
+        if self._distilled < steps <= original:
+            raise InputError(
+                f"a strength of {strength:g} leaves {self._distilled} of the {original} steps that this model was distilled to, too few "
+                f"for {steps}: take fewer steps or more strength"
+            )
+        super().set_timesteps(steps)
+
     def _plan(self, steps: int) -> np.ndarray:
         original = self.config.original_inference_steps
         if steps > original:
             raise InputError(f"{steps} steps are not possible: this model was distilled to at most {original}; 4 to 8 are usual")
-        distilled = np.arange(original, 0, -1) * (self.config.num_train_timesteps // original) - 1
-        return distilled[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)]
+        distilled = np.arange(self._distilled, 0, -1) * (self.config.num_train_timesteps // original) - 1
+        return distilled[np.floor(np.linspace(0, self._distilled, steps, endpoint=False)).astype(np.int64)]
 
     def _step(self, index: int, noise_pred: np.ndarray, latents: np.ndarray, noise: NoiseSource | None) -> np.ndarray:
         c = self.config

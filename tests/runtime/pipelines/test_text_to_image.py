@@ -24,8 +24,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from runtime.compare import snr_db
 from runtime.errors import CheckFailed, InputError
 from runtime.manifest import Package
+from runtime.pipelines.conditioning import guidance_embedding
 from runtime.pipelines.settings import Settings
-from runtime.pipelines.stable_diffusion import guidance_embedding, guide
+from runtime.pipelines.stable_diffusion import guide
 from runtime.pipelines.text_to_image import text_to_image
 from runtime.providers import provider
 from runtime.session import Sessions
