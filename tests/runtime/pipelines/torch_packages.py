@@ -99,10 +99,9 @@ def refiner(folder: Path) -> dict[str, Any]:
     return {**sdxl(folder), "unet": unet(5, time_ids=5), "text_encoder_2": text_encoder(True, 6), "vae": vae(7, 0.13025), **only}
 
 
-def sd(folder: Path, **unet_options: Any) -> dict[str, Any]:
-    """Those of Stable Diffusion, which has one text encoder."""
-    made = sdxl(folder)
-    kept = {name: made[name] for name in ("text_encoder", "tokenizer", "scheduler")}
+def sd(xl: dict[str, Any], **unet_options: Any) -> dict[str, Any]:
+    """Those of Stable Diffusion, which reads with SDXL's first encoder."""
+    kept = {name: xl[name] for name in ("text_encoder", "tokenizer")}
     return {**kept, "unet": unet(8, time_ids=0, **unet_options), "vae": vae(9, 0.18215)}
 
 
