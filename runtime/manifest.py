@@ -25,8 +25,36 @@ class Port:
 
 
 @dataclass(frozen=True)
+class HostEntry:
+    """What the CPU computes before an accelerator runs a graph: its inputs are the component's, its outputs the graph's.
+
+    The token embedding with its table, and the sinusoids of the timestep: accelerators have no integers and no lookups.
+    """
+
+    file: str
+    sha256: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class SizeEntry:
+    """The same component for another size or batch: a graph that reads the weights of the first one."""
+
+    file: str
+    sha256: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    host: HostEntry | None = None
+
+
+@dataclass(frozen=True)
 class ComponentEntry:
-    """One graph of a package. Paths are relative to the package; `data` is the external data file, empty where there is none."""
+    """A component of a package. Paths are relative to the package; `data` is the external data file, empty where there is none.
+
+    `inputs` are what the component takes. Where there is a `host`, it reads some of them, and the graph its outputs in their place.
+    """
 
     file: str
     sha256: str
@@ -39,7 +67,21 @@ class ComponentEntry:
     custom_ops: dict[str, int] = field(default_factory=dict)
     passes: tuple[dict[str, Any], ...] = ()  # {name, applied, seconds[, notes: sentences][, refused: sentences]} in order
     parity: dict[str, float] | None = None  # {snr_db, max_abs}
-    plan: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None  # how the target takes the graph: see graph_passes.plan
+    host: HostEntry | None = None
+    sizes: tuple[SizeEntry, ...] = ()
+
+    @property
+    def graphs(self) -> tuple[ComponentEntry | SizeEntry, ...]:
+        """This graph, and those for other sizes."""
+        return self, *self.sizes
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that hold graphs or weights of the component."""
+        hosts = [graph.host for graph in self.graphs if graph.host is not None]
+        named = [*(graph.file for graph in self.graphs), self.data, *(name for host in hosts for name in (host.file, host.data))]
+        return tuple(dict.fromkeys(filter(None, named)))
 
 
 @dataclass(frozen=True)
@@ -95,8 +137,17 @@ class Manifest:
 
 
 def _component(raw: dict[str, Any]) -> ComponentEntry:
-    ports = {key: tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in raw[key]) for key in ("inputs", "outputs")}
-    return ComponentEntry(**{**raw, **ports, "passes": tuple(raw.get("passes", ()))})
+    sizes = tuple(SizeEntry(**{**size, **_ports(size), "host": _host(size.get("host"))}) for size in raw.get("sizes", ()))
+    fields = {"passes": tuple(raw.get("passes", ())), "host": _host(raw.get("host")), "sizes": sizes}
+    return ComponentEntry(**{**raw, **_ports(raw), **fields})
+
+
+def _host(raw: dict[str, Any] | None) -> HostEntry | None:
+    return None if raw is None else HostEntry(**{**raw, **_ports(raw)})
+
+
+def _ports(raw: dict[str, Any]) -> dict[str, tuple[Port, ...]]:
+    return {key: tuple(Port(p["name"], p["dtype"], tuple(p["shape"])) for p in raw[key]) for key in ("inputs", "outputs")}
 
 
 @dataclass(frozen=True)
@@ -125,7 +176,7 @@ class Package:
             if file.stat().st_size != entry.bytes:
                 raise InputError(f"'{name}' has {file.stat().st_size} bytes where the manifest says {entry.bytes}: the package is damaged")
         for name, component in manifest.components.items():
-            for file_name in filter(None, (component.file, component.data)):
+            for file_name in component.files:
                 if file_name not in manifest.files:
                     raise InputError(f"the manifest names no hash for '{file_name}' of component '{name}': the package is damaged")
         return cls(path, manifest)

@@ -6,15 +6,15 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from runtime.errors import InputError
-from runtime.manifest import Package, Port
-from runtime.providers import Provider, unavailable
+from runtime.manifest import ComponentEntry, HostEntry, Package, Port, SizeEntry, inside
+from runtime.providers import Provider, provider, unavailable
 
 CUSTOM_OPS_DOMAIN = "handheld"
 _LIBRARY_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -51,7 +51,7 @@ class Sessions:
         self.threads = threads
         self.low_memory = low_memory
         self.load_seconds: dict[str, float] = {}
-        self._loaded: dict[str, ort.InferenceSession] = {}
+        self._loaded: dict[str, dict[str, ort.InferenceSession]] = {}  # by component, by file
 
     def __enter__(self) -> Sessions:
         return self
@@ -69,38 +69,49 @@ class Sessions:
         return tuple(self._loaded)
 
     def inputs(self, component: str) -> dict[str, Port]:
-        """A component's inputs by name, in order. Errors: InputError where the package has no such component."""
-        self.package.file(component)
-        return {port.name: port for port in self.package.manifest.components[component].inputs}
+        """A component's inputs by name, in order; axes whose size differs between its graphs have a name in place of a number.
 
-    def load(self, component: str) -> ort.InferenceSession:
-        """The component's session, loaded if it isn't. Errors: InputError where the graph can't be loaded, Unavailable."""
-        if component not in self._loaded:
-            if self.low_memory:
-                self.close()
-            start = time.perf_counter()
-            self._loaded[component] = self._session(component)
-            self.load_seconds[component] = time.perf_counter() - start
-        return self._loaded[component]
+        Errors: InputError where the package has no such component.
+        """
+        self.package.file(component)
+        graphs = self.package.manifest.components[component].graphs
+        return {port.name: _common(port, graphs) for port in graphs[0].inputs}
+
+    def batch(self, component: str, rows: int) -> int | str:
+        """How many rows a component takes at once where there are `rows` of them: a name where it takes any number."""
+        graphs = self.package.manifest.components[component].graphs
+        sizes = [graph.inputs[0].shape[0] for graph in graphs]
+        numbers = [size for size in sizes if isinstance(size, int)]
+        return max((size for size in numbers if size <= rows), default=min(numbers)) if len(numbers) == len(sizes) else sizes[0]
+
+    def load(self, component: str, inputs: Mapping[str, np.ndarray] | None = None) -> ort.InferenceSession:
+        """The session that runs these inputs, or without them that of the component's first graph, loaded if it isn't.
+
+        Of the graphs for several sizes, one at a time is loaded. Errors: InputError where the graph can't be loaded, Unavailable.
+        """
+        self.package.file(component)
+        graphs = self.package.manifest.components[component].graphs
+        graph = graphs[0] if inputs is None else _fitting_graph(graphs, inputs)
+        if graph.host is not None:
+            self._load(component, graph.host)
+        return self._load(component, graph)
 
     def run(self, component: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs a component once and returns its outputs by name. Inputs are cast to the dtypes that the graph asks for.
 
-        Errors: InputError where an input is missing, unknown or of another shape, and where ONNX Runtime refuses.
+        Errors: InputError where an input is missing, unknown or of a shape that no graph has, and where ONNX Runtime refuses.
         """
         ports = self.inputs(component)
         if missing := [name for name in ports if name not in inputs]:
             raise InputError(f"'{component}' needs the input {_quoted(missing)}, which was not given")
         if unknown := [name for name in inputs if name not in ports]:
             raise InputError(f"'{component}' has no input {_quoted(unknown)}: it takes {_quoted(list(ports))}")
-        feeds = {name: _fitting(component, port, inputs[name]) for name, port in ports.items()}
-        session = self.load(component)
-        names = [output.name for output in session.get_outputs()]
-        try:
-            return dict(zip(names, session.run(names, feeds), strict=True))
-        except Exception as error:  # ONNX Runtime's errors share no class of their own
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            raise InputError(f"'{component}' does not run with {shapes}: {_first_line(error)}") from error
+        graph = _fitting_graph(self.package.manifest.components[component].graphs, inputs)
+        feeds = {port.name: _fitting(component, port, inputs[port.name]) for port in graph.inputs}
+        if graph.host is not None:
+            made = _run(component, self._load(component, graph.host), {port.name: feeds.pop(port.name) for port in graph.host.inputs})
+            feeds |= made
+        return _run(component, self._load(component, graph), feeds)
 
     def assigned(self, component: str) -> dict[str, int]:
         """How many nodes of a component each execution provider really got, by ONNX Runtime's name of the provider."""
@@ -118,19 +129,35 @@ class Sessions:
         """Frees every component."""
         self._loaded.clear()
 
-    def _session(self, component: str) -> ort.InferenceSession:
-        file = self.package.file(component)
+    def _load(self, component: str, graph: ComponentEntry | SizeEntry | HostEntry) -> ort.InferenceSession:
+        """The session of one of a component's graphs, on the CPU where it is the host's part."""
+        loaded = self._loaded.get(component, {})
+        if graph.file not in loaded:
+            if self.low_memory and not loaded:
+                self.close()
+            on_host = isinstance(graph, HostEntry)
+            others = {each.file for each in self.package.manifest.components[component].graphs}
+            kept = loaded if on_host else {file: session for file, session in loaded.items() if file not in others}
+            self._loaded[component] = dict(kept)
+            start = time.perf_counter()
+            session = self._session(component, graph.file, provider("cpu") if on_host else self.provider)
+            self.load_seconds[component] = (self.load_seconds.get(component, 0.0) if kept else 0.0) + time.perf_counter() - start
+            self._loaded[component][graph.file] = session
+        return self._loaded[component][graph.file]
+
+    def _session(self, component: str, name: str, provider: Provider) -> ort.InferenceSession:
+        file = inside(self.package.path, name)
         library = custom_ops_library()
         try:
             # by path and not as bytes: so external data is mapped and not read
-            session = ort.InferenceSession(str(file), self._options(library), enable_fallback=0)
+            session = ort.InferenceSession(str(file), self._options(library, provider), enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise self._refused(component, library, error) from error
-        if self.provider.ort_name not in session.get_providers():  # it only warns when a provider's driver is missing
-            raise unavailable(self.provider)
+        if provider.ort_name not in session.get_providers():  # it only warns when a provider's driver is missing
+            raise unavailable(provider)
         return session
 
-    def _options(self, library: Path | None) -> ort.SessionOptions:
+    def _options(self, library: Path | None, provider: Provider) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         if self.low_memory:
@@ -144,7 +171,7 @@ class Sessions:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if library is not None:
             options.register_custom_ops_library(str(library))
-        self.provider.add_to(options)
+        provider.add_to(options)
         return options
 
     def _refused(self, component: str, library: Path | None, error: Exception) -> InputError:
@@ -157,12 +184,36 @@ class Sessions:
         return InputError(sentence)
 
 
+def _run(component: str, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:  # ONNX Runtime's errors share no class of their own
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise InputError(f"'{component}' does not run with {shapes}: {_first_line(error)}") from error
+
+
+def _common(port: Port, graphs: Sequence[ComponentEntry | SizeEntry]) -> Port:
+    """The port as all graphs have it: `size_2` in place of an axis 2 that is longer in one than in another."""
+    shapes = zip(*(each.shape for graph in graphs for each in graph.inputs if each.name == port.name), strict=True)
+    return Port(port.name, port.dtype, tuple(sizes[0] if len(set(sizes)) == 1 else f"size_{axis}" for axis, sizes in enumerate(shapes)))
+
+
+def _fitting_graph(graphs: Sequence[ComponentEntry | SizeEntry], inputs: Mapping[str, np.ndarray]) -> ComponentEntry | SizeEntry:
+    """The graph that takes inputs of these shapes; the first one, which then says what it asks for, where there is none."""
+    fits = (graph for graph in graphs if all(_fits(port, np.shape(inputs[port.name])) for port in graph.inputs))
+    return next(fits, graphs[0])
+
+
+def _fits(port: Port, shape: tuple[int, ...]) -> bool:
+    return len(port.shape) == len(shape) and all(
+        isinstance(wanted, str) or wanted == given for wanted, given in zip(port.shape, shape, strict=True)
+    )
+
+
 def _fitting(component: str, port: Port, value: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(value, dtype=port.dtype) if np.ndim(value) else np.asarray(value, dtype=port.dtype)
-    fits = len(port.shape) == array.ndim and all(
-        isinstance(wanted, str) or wanted == given for wanted, given in zip(port.shape, array.shape, strict=True)
-    )
-    if not fits:
+    if not _fits(port, array.shape):
         wanted = ", ".join(str(axis) for axis in port.shape)
         raise InputError(f"'{component}' takes '{port.name}' as [{wanted}], not as {list(array.shape)}")
     return array
