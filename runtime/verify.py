@@ -73,7 +73,7 @@ def check_files(path: Path, manifest: Manifest, on_bytes: Callable[[int], object
     wrong += [f"'{name}' is not in the manifest" for name in files_below(path) if name not in manifest.files]
     wrong += [f"'{link.relative_to(path).as_posix()}' is a link out of the package" for link in path.rglob("*") if _leads_out(path, link)]
     for component, entry in manifest.components.items():
-        named = {entry.file, *([entry.data] if entry.data else [])}
+        named = set(entry.files)
         wrong += [f"'{name}' of component '{component}' has no hash in the manifest" for name in sorted(named - set(manifest.files))]
         recorded = manifest.files.get(entry.file)
         if recorded is not None and recorded.sha256 != entry.sha256:
@@ -197,9 +197,12 @@ def _graph_problems(entry: ComponentEntry, found: onnx_file.OnnxFile) -> Iterato
 
 def _port_problems(package: Package, component: str) -> Iterator[str]:
     entry = package.manifest.components[component]
+    # what the host computes takes the place of what it reads
+    read = {port.name for port in entry.host.inputs} if entry.host else set()
+    inputs = (*(port for port in entry.inputs if port.name not in read), *(entry.host.outputs if entry.host else ()))
     with Sessions(package, provider("cpu")) as sessions:
         session = sessions.load(component)
-        for kind, ports, nodes in (("input", entry.inputs, session.get_inputs()), ("output", entry.outputs, session.get_outputs())):
+        for kind, ports, nodes in (("input", inputs, session.get_inputs()), ("output", entry.outputs, session.get_outputs())):
             recorded = {port.name: _described(port.dtype, port.shape) for port in ports}
             actual = {node.name: _of_graph(node) for node in nodes}
             for name in dict.fromkeys([*recorded, *actual]):
