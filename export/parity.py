@@ -21,8 +21,10 @@ from runtime.cli import command
 from runtime.compare import max_abs, snr_db
 from runtime.errors import CheckFailed
 from runtime.manifest import Package
+from runtime.pipelines.image_to_image import image_to_image
+from runtime.pipelines.inpaint import inpaint
 from runtime.pipelines.settings import Settings
-from runtime.pipelines.stable_diffusion import StableDiffusion
+from runtime.pipelines.text_to_image import text_to_image
 from runtime.providers import provider
 from runtime.session import Sessions
 from runtime.tokenizer import Tokenizer
@@ -86,27 +88,25 @@ def check_component(sessions: Sessions, name: str, inputs: Arrays, expected: Arr
 
 
 def package_trajectory(sessions: Sessions, taken: Walk) -> Trajectory:
-    """Takes a walk with the package: runtime's tokenizer, scheduler and ONNX Runtime."""
-    height, width = (side * sessions.package.manifest.pipeline["vae_scale_factor"] for side in taken.latents.shape[2:])
+    """Takes a walk with the package: runtime's tokenizers, scheduler and ONNX Runtime."""
     latents: list[np.ndarray] = []
     timesteps: list[float] = []
     predicted: list[tuple[np.ndarray, np.ndarray]] = []
 
     def on_step(_: int, timestep: Any, after: np.ndarray, unconditional: np.ndarray | None, conditional: np.ndarray) -> None:
-        assert unconditional is not None  # a walk is guided
         timesteps.append(float(timestep))
         latents.append(after)
-        predicted.append((unconditional, conditional))
+        # without guidance a picture of no prompt stands before that of the prompt
+        predicted.append((conditional[:1], conditional[1:]) if unconditional is None else (unconditional, conditional))
 
-    settings = Settings.one_prompt(taken.prompt, taken.seed, steps=taken.steps, guidance=taken.guidance, height=height, width=width,
-                                   scheduler=None, safety_checker=False)
-    diffusion = StableDiffusion(sessions, settings, on_step)
-    embeddings = diffusion.encode_prompts()
-    diffusion.normal(taken.latents.shape)  # the noise that the walk starts with: the steps' own comes after it in the stream
-    start = taken.latents * np.float32(diffusion.scheduler.init_noise_sigma)
-    result = diffusion.finish(diffusion.denoise(start, embeddings, more_channels=taken.more_channels))
-    ids = Tokenizer.from_folder(sessions.package.path / "tokenizer").encode(taken.prompt)
-    return Trajectory(ids, diffusion.scheduler.name, timesteps, latents, predicted, result.images[0])
+    settings = Settings(taken.prompts, (taken.seed,) * len(taken.prompts), steps=taken.steps, guidance=taken.guidance, height=taken.height,
+                        width=taken.width, latents=taken.latents, image=taken.image, mask=taken.mask, strength=taken.strength,
+                        safety_checker=False)
+    task = text_to_image if taken.image is None else image_to_image if taken.mask is None else inpaint
+    result = task(sessions, settings, on_step)
+    folders = [encoder["tokenizer"] for encoder in sessions.package.manifest.pipeline["text_encoders"]]
+    ids = {folder: Tokenizer.from_folder(sessions.package.path / folder).encode(taken.prompt) for folder in folders}
+    return Trajectory(ids, result.settings.scheduler, timesteps, latents, predicted, result.images[-1])
 
 
 def compare(reference: Trajectory, made: Trajectory, taken: Walk, limits: Limits = FP32) -> dict[str, Any]:
@@ -114,8 +114,9 @@ def compare(reference: Trajectory, made: Trajectory, taken: Walk, limits: Limits
 
     Errors: CheckFailed naming the component that the first difference points to.
     """
-    if not np.array_equal(reference.ids, made.ids):
-        raise CheckFailed("'tokenizer' gives other ids than transformers for the prompt")
+    for name, ids in reference.ids.items():
+        if not np.array_equal(ids, made.ids[name]):
+            raise CheckFailed(f"'{name}' gives other ids than transformers for the prompt")
     if len(reference.timesteps) != len(made.timesteps):
         raise CheckFailed(f"'scheduler' takes {len(made.timesteps)} steps where diffusers takes {len(reference.timesteps)}")
     steps: list[float] = []

@@ -1,7 +1,7 @@
 """What torch and diffusers make of a checkpoint: the oracle that a package is held against.
 
-Components one by one on seeded inputs, then a whole trajectory with guidance through diffusers' own scheduler and transformers' own
-tokenizer. One module at a time is in memory.
+Components one by one on seeded inputs, then a whole trajectory through diffusers' own pipeline and transformers' own tokenizers. Weights
+stay in the file that they are mapped from.
 """
 
 from __future__ import annotations
@@ -10,46 +10,63 @@ import gc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from PIL import Image
 from transformers import CLIPTokenizer
 
+from export.architecture import TOKENIZERS
 from export.component import Component
 from export.families import family_of
-from export.families.vae import VaeDecoder
+from export.families.latents import scale_factor
 from export.weights import Checkpoint
 from runtime.noise import Noise
 
 Arrays = dict[str, np.ndarray]
-FULL_STEPS, QUICK_STEPS = 20, 2
+FULL_STEPS, FEW_STEPS, QUICK_STEPS = 20, 4, 2  # few: where the package's own number is as small
 QUICK_SIDE = 512  # pixels of the quick check's pictures, at most
+STRENGTH = 0.5  # of an image to image
 PROMPTS = {"tiny": "a red circle above a blue square on a yellow background"}
 PROMPT = "a photo of an astronaut riding a horse on mars"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Walk:
-    """One trajectory to be taken by torch and by the package alike. `latents` float32 [1, 4, h, w], unit variance; `more_channels`
-    [1, C, h, w] are what an inpainting U-Net takes beside them, None for the others."""
+    """One trajectory to be taken by torch and by the package alike, for pictures of `height` x `width` pixels.
 
-    prompt: str
+    `prompts`: under guidance the one prompt; without it a picture is made of no prompt too, from the same noise, so that what the prompt
+    does can be told. `latents` float32 [pictures, 4, h, w], unit variance, begin a text to image; where `image`, uint8 [height, width, 3],
+    is given, it begins an image to image, and with a `mask`, uint8 [height, width], an inpainting. The steps' noise comes from `seed`.
+    """
+
+    prompts: tuple[str, ...]
     steps: int
     guidance: float
     seed: int
-    latents: np.ndarray
-    more_channels: np.ndarray | None
+    height: int
+    width: int
+    latents: np.ndarray | None = None
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    strength: float | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that is to be heard."""
+        return self.prompts[-1]
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What happened on a walk: token ids [1, 77] of the prompt, the scheduler's name, timesteps, latents after each step, the U-Net's
-    outputs (without, with the prompt) at each step, and the picture, uint8 [H, W, 3]."""
+    """What happened on a walk: each tokenizer's ids [1, 77] of the prompt, the scheduler's name, timesteps, latents after each step, the
+    U-Net's outputs (without, with the prompt) at each step, and the picture of the prompt, uint8 [H, W, 3]."""
 
-    ids: np.ndarray
+    ids: dict[str, np.ndarray]
     scheduler: str
     timesteps: list[float]
     latents: list[np.ndarray]
@@ -85,24 +102,32 @@ def ask(checkpoint: Checkpoint, pipeline: dict[str, Any], check: str, work: Path
         del component
         gc.collect()  # the module's mapped weights leave memory before the next one's come
     step("torch: trajectory")
-    taken = walk(PROMPTS.get(checkpoint.alias, PROMPT), FULL_STEPS if check == "full" else QUICK_STEPS, pipeline["guidance"], height, width,
-                 checkpoint.configs["unet"], factor)
+    steps = QUICK_STEPS if check == "quick" else min(FULL_STEPS, max(pipeline["steps"], FEW_STEPS))
+    taken = walk(checkpoint, PROMPTS.get(checkpoint.alias, PROMPT), steps, pipeline["guidance"], height, width)
     return Oracle(components, taken, torch_trajectory(checkpoint, taken, work))
 
 
-def walk(prompt: str, steps: int, guidance: float, height: int, width: int, config: dict[str, Any], factor: int, seed: int = 0) -> Walk:
-    """A walk from seeded noise for pictures of `height` x `width` pixels; `config` is the U-Net's, `factor` the VAE's."""
-    noise = Noise(seed)
-    shape = (1, int(config["out_channels"]), height // factor, width // factor)
-    latents = noise.normal(shape)
-    extra = int(config["in_channels"]) - shape[1]
-    return Walk(prompt, steps, guidance, seed, latents, noise.normal((1, extra, *shape[2:])) if extra else None)
+def walk(checkpoint: Checkpoint, prompt: str, steps: int, guidance: float, height: int, width: int, seed: int = 0) -> Walk:
+    """A walk that a checkpoint can take: from noise, or for an inpainting model or a refiner from a picture of noise."""
+    unet, vae = checkpoint.configs["unet"], checkpoint.configs["vae"]
+    guided = guidance > 1 and not unet.get("time_cond_proj_dim")
+    taken = partial(Walk, (prompt,) if guided else ("", prompt), steps, guidance, seed, height, width)
+    inpaints = unet["in_channels"] != vae["latent_channels"]
+    if not inpaints and checkpoint.family != "sdxl-refiner":
+        scale = scale_factor(vae)
+        latents = Noise(seed).normal((1, int(vae["latent_channels"]), height // scale, width // scale))
+        return taken(latents=np.repeat(latents, 1 if guided else 2, axis=0))
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    if inpaints:
+        return taken(image=image, mask=np.where(np.arange(width) < width // 2, 255, 0).astype(np.uint8)[None].repeat(height, axis=0))
+    return taken(image=image, strength=STRENGTH)
 
 
 def seeded_inputs(component: Component, height: int, width: int, factor: int, batch: int = 1) -> Arrays:
     """Inputs for one component, from a generator seeded by the component's name, for pictures of `height` x `width` pixels.
 
-    Latents and embeddings are standard normal, pictures uniform, ids random words between start and end marks.
+    Latents and embeddings are standard normal, pictures uniform, ids random words between start and end marks, sizes whole numbers.
     """
     rng = np.random.default_rng(list(hashlib.sha256(component.name.encode()).digest()[:8]))
     made: Arrays = {}
@@ -118,6 +143,8 @@ def seeded_inputs(component: Component, height: int, width: int, factor: int, ba
             made[name] = ids
         elif name == "timestep":
             made[name] = np.asarray(501.0, np.float32)
+        elif name == "time_ids":
+            made[name] = rng.integers(0, 1024, shape).astype(np.float32)
         elif name == "images":
             made[name] = rng.random((batch, height, width, 3), np.float32)
         elif component.name == "vae_encoder":
@@ -138,47 +165,66 @@ def component_outputs(component: Component, inputs: Arrays) -> Arrays:
 
 @torch.no_grad()
 def torch_trajectory(checkpoint: Checkpoint, taken: Walk, work: Path) -> Trajectory:
-    """Takes a walk with the checkpoint's modules, diffusers' scheduler and transformers' tokenizer."""
-    ids = _ids(checkpoint, ["", taken.prompt], work)
-    embeddings = checkpoint.module("text_encoder")(input_ids=ids)[0]
-
-    config = family_of(checkpoint).scheduler_config(checkpoint)
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    scheduler.set_timesteps(taken.steps)
-    generator = torch.Generator().manual_seed(taken.seed)
-    stochastic = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
-    unet = checkpoint.module("unet")
-    latents = torch.from_numpy(taken.latents) * scheduler.init_noise_sigma
-    torch.randn(latents.shape, generator=generator)  # what the walk starts with: the steps' own noise comes after it in the stream
+    """Takes a walk with diffusers' pipeline on the checkpoint's modules."""
+    pipeline = diffusers_pipeline(checkpoint, taken, work)
     timesteps: list[float] = []
     after: list[np.ndarray] = []
     predicted: list[tuple[np.ndarray, np.ndarray]] = []
-    for timestep in scheduler.timesteps:
-        sample = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
-        if taken.more_channels is not None:
-            more = torch.from_numpy(taken.more_channels)
-            sample = torch.cat([sample, torch.cat([more, more])], dim=1)
-        unconditional, conditional = unet(sample, timestep, embeddings, return_dict=False)[0].chunk(2)
-        guided = unconditional + taken.guidance * (conditional - unconditional)
-        latents = scheduler.step(guided, timestep, latents, return_dict=False, **stochastic)[0]
+
+    def on_prediction(_module: Any, _inputs: Any, output: tuple[torch.Tensor]) -> None:
+        without, conditioned = np.split(output[0].numpy().copy(), 2)
+        predicted.append((without, conditioned))
+
+    def on_step(_pipeline: Any, _index: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         timesteps.append(float(timestep))
-        after.append(latents.numpy())
-        predicted.append((unconditional.numpy(), conditional.numpy()))
-    del unet
-    decoder = VaeDecoder(checkpoint.module("vae"))
-    picture = decoder(latents / checkpoint.configs["vae"]["scaling_factor"])[0].permute(1, 2, 0)
-    pixels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return Trajectory(ids[1:].numpy(), config["_class_name"], timesteps, after, predicted, pixels)
+        after.append(tensors["latents"].numpy().copy())
+        return {}
+
+    pipeline.unet.register_forward_hook(on_prediction)
+    generators = [torch.Generator().manual_seed(taken.seed) for _ in taken.prompts]
+    pictures = pipeline(list(taken.prompts), num_inference_steps=taken.steps, guidance_scale=taken.guidance, generator=generators,
+                        output_type="np", callback_on_step_end=on_step, **_start(taken)).images
+    tokenizers = {name: getattr(pipeline, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipeline, name, None) is not None}
+    ids = {name: _ids(tokenizer, taken.prompt) for name, tokenizer in tokenizers.items()}
+    picture = (pictures[-1] * 255).round().astype(np.uint8)
+    return Trajectory(ids, type(pipeline.scheduler).__name__, timesteps, after, predicted, picture)
 
 
-def _ids(checkpoint: Checkpoint, texts: list[str], work: Path) -> torch.Tensor:
-    """Token ids by transformers' tokenizer, from the checkpoint's files."""
-    folder = work / "reference-tokenizer"
-    folder.mkdir(exist_ok=True)
+def diffusers_pipeline(checkpoint: Checkpoint, taken: Walk, work: Path) -> Any:
+    """diffusers' own pipeline for a walk."""
+    folder = work / "reference"
     for name, path in checkpoint.files.items():
-        if name.startswith("tokenizer/"):
-            (folder / Path(name).name).write_bytes(path.read_bytes())
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    ids: torch.Tensor = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-                                  return_tensors="pt").input_ids
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(path.read_bytes())
+    scheduler = getattr(diffusers, checkpoint.scheduler["_class_name"]).from_config(checkpoint.scheduler)
+    parts = {name: checkpoint.module(name) for name in checkpoint.configs if name != "safety_checker"}
+    parts |= {name: CLIPTokenizer.from_pretrained(folder / name) for name in TOKENIZERS.values() if (folder / name).is_dir()}
+    pipeline: Any
+    if checkpoint.family == "sd":
+        kind = getattr(diffusers, family_of(checkpoint).index(checkpoint)["_class_name"])
+        pipeline = kind(**parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    else:
+        refines = checkpoint.family == "sdxl-refiner"
+        kind = diffusers.StableDiffusionXLImg2ImgPipeline if refines else diffusers.StableDiffusionXLPipeline
+        options = {"requires_aesthetics_score": True, "text_encoder": None, "tokenizer": None} if refines else {}
+        zeros = checkpoint.options.get("force_zeros_for_empty_prompt", True)
+        pipeline = kind(**parts, **options, scheduler=scheduler, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _start(taken: Walk) -> dict[str, Any]:
+    """The arguments that begin a walk in diffusers."""
+    if taken.latents is not None:
+        return {"latents": torch.from_numpy(taken.latents), "height": taken.height, "width": taken.width}
+    image = {"image": Image.fromarray(taken.image)} if taken.image is not None else {}
+    if taken.mask is not None:
+        return {**image, "mask_image": Image.fromarray(taken.mask), "height": taken.height, "width": taken.width}
+    return {**image, "strength": taken.strength}
+
+
+def _ids(tokenizer: CLIPTokenizer, text: str) -> np.ndarray:
+    """Token ids [1, 77] by transformers' tokenizer."""
+    ids: np.ndarray = tokenizer([text], padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+                                return_tensors="np").input_ids
     return ids

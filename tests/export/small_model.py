@@ -73,18 +73,31 @@ def save(folder: Path, parts: dict[str, Any]) -> Path:
 def to_ldm(unet_state: dict[str, torch.Tensor], vae_state: dict[str, torch.Tensor], text_state: dict[str, torch.Tensor], open_clip: bool,
            ) -> dict[str, torch.Tensor]:
     """The state of diffusers' modules (4 levels, 2 layers per block) under the names that CompVis and Stability published."""
-    found = {f"model.diffusion_model.{_ldm_unet(name)}": tensor for name, tensor in unet_state.items()}
-    for name, tensor in vae_state.items():
-        convolved = tensor[:, :, None, None] if re.search(r"attentions\.0\.to_.*weight", name) else tensor
-        found[f"first_stage_model.{_ldm_vae(name)}"] = convolved
+    found = ldm_unet(unet_state) | ldm_vae(vae_state)
     if not open_clip:
         found |= {f"cond_stage_model.transformer.text_model.{name}": tensor for name, tensor in text_state.items()}
         return found | {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
-    return found | _open_clip(text_state)
+    text_state = text_state | {"text_projection.weight": torch.zeros(32, 32)}
+    # SD 2.x: the file has a last block that the model does not use
+    return found | ldm_open_clip(text_state, "cond_stage_model.model", unused=1)
 
 
-def _ldm_unet(name: str) -> str:
+def ldm_unet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    attends = any(name.startswith("up_blocks.0.attentions.") for name in state)
+    return {f"model.diffusion_model.{_ldm_unet(name, attends)}": tensor for name, tensor in state.items()}
+
+
+def ldm_vae(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, tensor in state.items():
+        convolved = tensor[:, :, None, None] if re.search(r"attentions\.0\.to_.*weight", name) else tensor
+        found[f"first_stage_model.{_ldm_vae(name)}"] = convolved
+    return found
+
+
+def _ldm_unet(name: str, first_attends: bool) -> str:
     for old, new in (("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2"),
+                     ("add_embedding.linear_1", "label_emb.0.0"), ("add_embedding.linear_2", "label_emb.0.2"),
                      ("conv_in", "input_blocks.0.0"), ("conv_norm_out", "out.0"), ("conv_out", "out.2")):
         if name.startswith(old):
             return name.replace(old, new, 1)
@@ -92,8 +105,8 @@ def _ldm_unet(name: str) -> str:
         side, block, kind, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
         if kind == "downsamplers":
             return f"input_blocks.{3 * (block + 1)}.0.op.{rest.removeprefix('conv.')}"
-        if kind == "upsamplers":  # the first up block has no attention before its upsampler
-            return f"output_blocks.{3 * block + 2}.{1 if block == 0 else 2}.{rest}"
+        if kind == "upsamplers":  # where the first up block has no attention, its upsampler comes sooner
+            return f"output_blocks.{3 * block + 2}.{1 if block == 0 and not first_attends else 2}.{rest}"
         place = f"input_blocks.{3 * block + layer + 1}" if side == "down" else f"output_blocks.{3 * block + layer}"
         return f"{place}.{0 if kind == 'resnets' else 1}.{_resnet(rest) if kind == 'resnets' else rest}"
     if found := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
@@ -119,15 +132,14 @@ def _ldm_vae(name: str) -> str:
     return re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda found: f"up.{3 - int(found[1])}.upsample", name)
 
 
-def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """SD 2.x: OpenCLIP's names, q, k and v fused; the file has a last block that the model does not use."""
-    prefix = "cond_stage_model.model"
+def ldm_open_clip(state: dict[str, torch.Tensor], prefix: str, unused: int = 0) -> dict[str, torch.Tensor]:
+    """OpenCLIP's names, q, k and v fused, the projection transposed; after the blocks of `state` come `unused` ones."""
     found = {f"{prefix}.positional_embedding": state["embeddings.position_embedding.weight"],
              f"{prefix}.token_embedding.weight": state["embeddings.token_embedding.weight"],
              f"{prefix}.ln_final.weight": state["final_layer_norm.weight"], f"{prefix}.ln_final.bias": state["final_layer_norm.bias"],
-             f"{prefix}.text_projection": torch.zeros(32, 32), f"{prefix}.logit_scale": torch.tensor(4.6)}
+             f"{prefix}.text_projection": state["text_projection.weight"].T.contiguous(), f"{prefix}.logit_scale": torch.tensor(4.6)}
     layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
-    for layer in range(layers + 1):
+    for layer in range(layers + unused):
         own, block = f"encoder.layers.{min(layer, layers - 1)}", f"{prefix}.transformer.resblocks.{layer}"
         for kind in ("weight", "bias"):
             found[f"{block}.attn.in_proj_{kind}"] = torch.cat([state[f"{own}.self_attn.{part}_proj.{kind}"] for part in "qkv"])

@@ -102,7 +102,7 @@ def refused(result: Result, code: int, sentence: str, out: Path) -> None:
     ("SMALL", ("--lora", "style.safetensors:0.8"), "--lora is not there yet: this version exports a checkpoint as it is"),
     ("SMALL", ("--controlnet", "canny"), "--controlnet is not there yet: this version exports a checkpoint as it is"),
     ("SMALL", ("--weights", "random:abc"), "'random:abc' names no seed: write random or random:SEED"),
-    ("sdxl", (), "'sdxl' is of the family 'sdxl', which this version cannot export yet: it exports tiny"),
+    ("svd", (), "'svd' is of the family 'svd', which this version cannot export yet: it exports tiny"),
 ])
 def test_a_call_that_makes_no_sense(model: str, options: tuple[object, ...], sentence: str, small_folder: Path, out: Path) -> None:
     result = run(small_folder if model == "SMALL" else model, out, *options)

@@ -175,7 +175,8 @@ def test_guidance_the_wrong_way_round(tiny_package: Path, walk_only: Oracle, mon
 def test_prompts_in_the_wrong_order(tiny_package: Path, walk_only: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deviation of (conditioned - unconditioned) stays what it was: the latents tell."""
     right = stable_diffusion.StableDiffusion.encode_prompts
-    monkeypatch.setattr(stable_diffusion.StableDiffusion, "encode_prompts", lambda self: right(self)[::-1])
+    monkeypatch.setattr(stable_diffusion.StableDiffusion, "encode_prompts",
+                        lambda self: {name: rows[::-1] for name, rows in right(self).items()})
     with pytest.raises(CheckFailed, match="'unet' leaves torch's trajectory at step 1 of 20"):
         check_package(Package.open(tiny_package), walk_only)
 
