@@ -15,7 +15,7 @@
 namespace handheld {
 namespace {
 
-constexpr std::int64_t kSharedCacheBytes = 12 << 20;  // for V
+constexpr std::int64_t kSharedCacheBytes = 16 << 20;  // for V
 constexpr std::int64_t kOwnCacheBytes = 480 << 10;    // for M: half of a second-level cache of 1 MB, the other half is for U and V
 constexpr std::int64_t kBlocksPerThread = 8;          // from which on the last block to end makes little difference
 constexpr std::int64_t kTasksPerThread = 8;           // a thread that is slowed down leaves tasks to the others

@@ -63,7 +63,7 @@ template <int tile>
 constexpr int kRowFloats = kBlockLanes * tile + 32;  // a row of pixels of a block, and what vectors read and write behind it
 
 // B^T d of the columns [left, left + count) of alpha rows of pixels from `top` on: rows of kRowFloats floats. There are zeros around
-// the picture. `ahead`: how far the pixels of the next channel are, which will be wanted soon.
+// the picture. `ahead`: how far the pixels are that will be wanted next, or 0.
 template <typename V, int tile>
 inline void transform_columns(const WinogradConv& task, const float* x, std::int64_t top, std::int64_t left, int count, std::int64_t ahead, float* to) {
   using Register = typename V::Register;
@@ -94,7 +94,7 @@ inline void transform_columns(const WinogradConv& task, const float* x, std::int
 #pragma GCC unroll 8
     for (int i = 0; i < alpha; ++i) {
       d[i] = V::load(row[i] + at);
-      __builtin_prefetch(row[i] + at + next[i]);
+      if (ahead != 0) __builtin_prefetch(row[i] + at + next[i]);
     }
     transform();
   }
@@ -118,8 +118,9 @@ struct Stage {
 template <typename V, int tile>
 inline void fill(const WinogradConv& task, const Runs& runs, std::int64_t channel, int channels, Stage<tile>& stage) {
   const std::int64_t positions = task.height * task.width;
-  const std::int64_t ahead = channel + channels < task.channels_in ? channels * positions : 0;
   const bool single = runs.count == 1;
+  // small pictures come fast enough, their channels being next to each other
+  const std::int64_t ahead = single && channel + channels < task.channels_in ? channels * positions : 0;
   stage.rest = single ? stage.main + tile : stage.beside;
   for (int i = 0; i < runs.count; ++i) {
     const Run& run = runs.run[i];
@@ -168,6 +169,7 @@ inline void transform_block(const WinogradConv& task, const TileBlock& block, st
         float* to = v + i * alpha * plane + k * block.lanes + lane;
 #pragma GCC unroll 8
         for (int j = 0; j < alpha; ++j) {
+          __builtin_prefetch(to + j * plane + block.lanes, 1);  // where the next ones go: stores wait for each other
           if constexpr (channels == 2) {
             V::store(to + j * plane, Products::pair(w[0][j], w[1][j]));
           } else {
@@ -193,8 +195,9 @@ struct Sums {
   std::int64_t v_step;
 };
 
+// Not inlined: what stands around it would take registers from it.
 template <typename Products, int panels, int rows, int vectors>
-inline void sum_up(const Sums& task) {
+__attribute__((noinline)) void sum_up(const Sums& task) {
   using V = typename Products::Vector;
   using Register = typename V::Register;
   constexpr int count = panels * rows;
@@ -360,7 +363,7 @@ inline void finish_row(const float* products, const float* residual, float bias,
 
 // A^T m A of one channel: rows of kRowFloats pixels, tile after tile
 template <typename V, int tile>
-inline void transform_products(const float* m, std::int64_t plane, int lanes, float* rows) {
+__attribute__((noinline)) void transform_products(const float* m, std::int64_t plane, int lanes, float* rows) {
   using Register = typename V::Register;
   constexpr int alpha = tile + 2;
   for (int lane = 0; lane < lanes; lane += V::lanes) {
