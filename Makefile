@@ -103,6 +103,8 @@ $(SETUP_INTEROP):
 # Two proofs: optimum runs what we export, and our passes take what optimum exports.
 interop: setup $(SETUP_INTEROP) ## Prove in a second environment that optimum's pipelines and ours take each other's packages
 	$(BIN)/python -m export tiny $(INTEROP)/package --target portable --force
+	$(BIN)/python -m export tiny-sdxl $(INTEROP)/sdxl --target portable --force
+	$(BIN)/python tests/interop/save_sdxl.py $(INTEROP)/sdxl-checkpoint
 	rm -rf $(INTEROP)/optimum $(INTEROP)/rewritten
 	.venv-interop/bin/optimum-cli export onnx --model models/tiny --task text-to-image $(INTEROP)/optimum
 	for graph in $(GRAPHS); do \

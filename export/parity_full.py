@@ -65,7 +65,7 @@ class Row:
 
 
 class Peak:
-    """The most memory of this process since `begin`, anonymous and resident, as the kernel tells; zeros where it does not."""
+    """The most memory that this process was seen with, anonymous and resident, as the kernel tells; zeros where it does not."""
 
     def __init__(self) -> None:
         self.anonymous = self.resident = 0.0
@@ -148,8 +148,9 @@ def parity_full(checkpoint: Checkpoint, target: str, work: Path, step: Callable[
                 found = check_component(sessions, name, inputs, expected)
             shutil.rmtree(folder)
             clock.append(time.perf_counter())
-        seconds = [round(after - before, 2) for before, after in pairwise(clock)]
-        yield Row(name, parameters, found["snr_db"], found["max_abs"], *seconds, peak.anonymous / GB, peak.resident / GB)
+        in_torch, tracing, in_passes, writing, in_onnx = (round(after - before, 2) for before, after in pairwise(clock))
+        yield Row(name, parameters, found["snr_db"], found["max_abs"], in_torch, tracing, in_passes, writing, in_onnx,
+                  peak.anonymous / GB, peak.resident / GB)
 
 
 @command

@@ -61,6 +61,7 @@ class Checkpoint:
     stored: dict[str, Callable[[], Tensors]]  # a component's tensors as they are stored, mapped; empty for random weights
     hashes: Hashes
     distributions: dict[str, dict[str, Spread]] = field(default_factory=dict)  # of random weights, by component and tensor
+    opened: dict[str, Tensors] = field(default_factory=dict)  # those that `array` reads: a header has thousands of entries
     mapped: dict[str, Callable[[], Tensors]] = field(default_factory=dict)  # those of the components that are prepared, float32
     locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))
     places: dict[int, tuple[str, str]] | None = None  # of an outline: component and name of what belongs at an address
@@ -84,7 +85,9 @@ class Checkpoint:
         """One tensor of a component, float32: made, converted, or a view of the mapped file."""
         shape = self.shapes[name][key]
         if self.stored:
-            return self.stored[name]()[key].to(torch.float32).numpy().reshape(shape)
+            if name not in self.opened:
+                self.opened[name] = self.stored[name]()
+            return self.opened[name][key].to(torch.float32).numpy().reshape(shape)
         made = np.empty(math.prod(shape), np.float32)
         fill_random(made, self.source["seed"], name, key, self.distributions[name][key])
         return made.reshape(shape)

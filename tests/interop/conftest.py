@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/tiny"
@@ -39,3 +39,15 @@ def torch_text_to_image() -> StableDiffusionPipeline:
 @pytest.fixture(scope="session")
 def torch_image_to_image(torch_text_to_image: StableDiffusionPipeline) -> StableDiffusionImg2ImgPipeline:
     return StableDiffusionImg2ImgPipeline(**torch_text_to_image.components, requires_safety_checker=False)
+
+
+@pytest.fixture(scope="session")
+def sdxl_package() -> Path:
+    """Our portable package of tiny-sdxl."""
+    return EXPORTS / "sdxl"
+
+
+@pytest.fixture(scope="session")
+def torch_sdxl() -> StableDiffusionXLPipeline:
+    """diffusers' pipeline on the same weights."""
+    return StableDiffusionXLPipeline.from_pretrained(EXPORTS / "sdxl-checkpoint", torch_dtype=torch.float32, add_watermarker=False)

@@ -11,8 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
-from optimum.onnxruntime import ORTStableDiffusionImg2ImgPipeline, ORTStableDiffusionPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from optimum.onnxruntime import ORTStableDiffusionImg2ImgPipeline, ORTStableDiffusionPipeline, ORTStableDiffusionXLPipeline
 
 GRAPHS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 PROMPTS = ["a red circle above a blue square on a yellow background", "a green triangle left of a white circle on a black background"]
@@ -93,6 +93,16 @@ def test_image_to_image(
     expected = run(torch_image_to_image, generator=torch.Generator().manual_seed(3), **call)
     actual = run(ORTStableDiffusionImg2ImgPipeline.from_pretrained(package), generator=torch.Generator().manual_seed(3), **call)
     assert_same(expected, actual)
+
+
+@pytest.mark.parametrize("options", [{"guidance_scale": 5.0}, {"guidance_scale": 1.0}, {"negative_prompt": PROMPTS[1]},
+                                     {"guidance_scale": 5.0, "original_size": (512, 768), "crops_coords_top_left": (16, 32)}])
+def test_sdxl(sdxl_package: Path, torch_sdxl: StableDiffusionXLPipeline, options: dict[str, Any]) -> None:
+    """Both text encoders, the penultimate states, the pooled text and the sizes reach the U-Net as diffusers has them."""
+    call = {"prompt": PROMPTS[0], "height": 64, "width": 128, **options}
+    expected = run(torch_sdxl, latents=noise(1, 64, 128), **call)
+    ours = ORTStableDiffusionXLPipeline.from_pretrained(sdxl_package, add_watermarker=False)
+    assert_same(expected, run(ours, latents=noise(1, 64, 128), **call))
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
