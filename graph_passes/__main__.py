@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,39 @@ from graph_passes.errors import GraphError
 from graph_passes.files import check_free, load, save
 from graph_passes.passes.static_shapes import parse_shapes
 from graph_passes.pipelines import TARGETS, for_target
-from graph_passes.step import Step, run
+from graph_passes.step import Pass, Step, run
 from graph_passes.values import nodes
 
 
-def transform(source: Path, out: Path, target: str, static: tuple[str, ...], simplify: bool, force: bool, report: Path | None) -> None:
+@dataclass(frozen=True)
+class Wish:
+    """What the pipeline is to be: see `for_target`. `static` and `at` are texts of `parse_shapes`."""
+
+    target: str
+    static: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
+    simplify: bool = False
+    precision: str = "fp32"
+    memory_budget: float | None = None
+    costs: str | None = None
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Errors: GraphError."""
+        return for_target(
+            self.target,
+            shapes=parse_shapes("--static", self.static),
+            simplify=self.simplify,
+            precision=self.precision,
+            at=parse_shapes("--at", self.at),
+            budget=self.memory_budget,
+            costs=self.costs,
+        )
+
+
+
+def transform(source: Path, out: Path, wish: Wish, force: bool, report: Path | None) -> None:
     """Everything that the command does. Errors: GraphError."""
-    passes = for_target(target, shapes=parse_shapes(static), simplify=simplify)
+    passes = wish.passes()
     if source.exists() and out.exists() and source.samefile(out):
         raise GraphError(f"{source} is both the input and the output: name another output file.")
     check_free(out, force)
@@ -39,7 +66,7 @@ def transform(source: Path, out: Path, target: str, static: tuple[str, ...], sim
     click.echo(f"{out}: {size / 1e6:.1f} MB of weights")
     if report is not None:
         entries = [_entry(step) for step in steps]
-        content = {"target": target, "nodes_before": before, "nodes_after": after, "passes": entries}
+        content = {"target": wish.target, "nodes_before": before, "nodes_after": after, "passes": entries}
         report.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -65,17 +92,19 @@ def _entry(step: Step) -> dict[str, Any]:
 @click.option("--target", default="portable", help=f"Whose pipeline to run: {', '.join(TARGETS)}.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write what each pass did to this file.")
 @click.option("--static", multiple=True, metavar="NAME=SHAPE", help="Fix the shape of an input, such as sample=2x4x64x64; repeatable.")
+@click.option("--at", multiple=True, metavar="NAME=SHAPE", help="Leave the shape free, but weigh layers at this one; repeatable.")
+@click.option("--precision", default="fp32", help="Of the operands of products, at least: fp32, or bf16 (target cpu).")
+@click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
+@click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")
 @click.option("--simplify", is_flag=True, help="Try onnxsim too, for models below 64 MB.")
 @click.option("--force", is_flag=True, help="Replace OUT.onnx.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(
-    source: Path, out: Path, target: str, report: Path | None, static: tuple[str, ...], simplify: bool, force: bool, debug: bool
-) -> None:
+def main(source: Path, out: Path, report: Path | None, force: bool, debug: bool, **wish: Any) -> None:
     """Rewrites IN.onnx for a target and writes OUT.onnx, with large weights in OUT.onnx_data beside it."""
     # a terminated process unwinds like an interrupted one, so that nothing half-written is left
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        transform(source, out, target, static, simplify, force, report)
+        transform(source, out, Wish(**wish), force, report)
     except GraphError as error:
         if debug:
             raise
