@@ -12,11 +12,13 @@ from runtime.errors import InputError
 GB = 1e9
 # Measured on two cores of a 2024 server (docs/measurements.md); a guess elsewhere, meant to tell seconds from hours.
 PYTHON_AND_GRAPH = 1.1 * GB  # two processes with torch, diffusers and a traced graph, whatever the weights
-TRACE_SECONDS = {"text_encoder": 6.0, "unet": 35.0, "vae": 14.0, "safety_checker": 8.0}
+TRACE_SECONDS = {"text_encoder": 3.0, "text_encoder_2": 8.0, "unet": 18.0, "vae": 6.0, "safety_checker": 4.0}
 WRITE_BYTES_PER_SECOND = 0.35 * GB
 ACTIVATIONS = 4.0 * GB  # of a guided step at 512x512: the attention's scores, written out
 FLOP_PER_SECOND = 150e9
 QUICK_FLOP_PER_WEIGHT = 12_000.0  # torch and ONNX Runtime together, two guided steps at 512x512
+CONVOLUTIONS = ("unet", "vae")
+UNBOUNDED_GROWTH = 2.2  # of the U-Net of SD 1.4, with every layer at its fastest
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Estimate:
                 f"{_duration(self.seconds)}")
 
 
-def estimate(checkpoint: Checkpoint, check: str) -> Estimate:
-    """Of an export with `check` full, quick or none."""
-    sizes = {name: 4.0 * checkpoint.parameters(name) for name in checkpoint.configs}
+def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0) -> Estimate:
+    """Of an export with `check` full, quick or none; the networks with convolutions grow by `growth` where theirs are transformed."""
+    grown = {name: growth if name in CONVOLUTIONS else 1.0 for name in checkpoint.configs}
+    sizes = {name: 4.0 * checkpoint.parameters(name) * grown[name] for name in checkpoint.configs}
     package = sum(sizes.values())
     memory = PYTHON_AND_GRAPH
-    seconds = 6 + sum(TRACE_SECONDS.values()) + package / WRITE_BYTES_PER_SECOND
+    seconds = 6 + sum(TRACE_SECONDS[name] for name in sizes) + package / WRITE_BYTES_PER_SECOND
     if check != "none":
         memory += min(ACTIVATIONS, 5 * max(sizes.values()))  # small models have small activations; large ones' weights stay mapped
         seconds += package / 4 * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * (6 if check == "full" else 1)
