@@ -22,7 +22,7 @@ from PIL import Image
 from export.component import Component
 from graph_passes.step import Step
 from runtime.errors import CheckFailed, InputError
-from runtime.manifest import NAME, ComponentEntry, FileEntry, Manifest, Port, files_below, sha256_of
+from runtime.manifest import NAME, ComponentEntry, FileEntry, HostEntry, Manifest, Port, files_below, sha256_of
 
 CUSTOM_OPS_DOMAIN = "handheld"
 # Graphs with more bytes of weights keep them in model.onnx_data: protobuf ends at 2 GB, and a file of its own can be mapped.
@@ -98,43 +98,72 @@ def _remove_abandoned(out: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write_graph(folder: Path, component: str, model: ir.Model) -> tuple[str, str]:
-    """Writes `<component>/model.onnx`, with `model.onnx_data` where the weights are many; returns both names, "" for no data.
+def write_graph(folder: Path, component: str, model: ir.Model, name: str = "model", shared: bool = False) -> tuple[str, str]:
+    """Writes `<component>/<name>.onnx`, with `<name>.onnx_data` where the weights are many or `shared` by graphs for other sizes; returns
+    both names, "" for no data.
 
     Tensors are read, written and dropped one after the other. Errors: CheckFailed where ONNX's own checker refuses the graph.
     """
-    file = f"{component}/model.onnx"
+    file = f"{component}/{name}.onnx"
     (folder / component).mkdir(exist_ok=True)
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if weights > EXTERNAL_BYTES:
-        data = f"{component}/model.onnx_data"
-        ir.save(model, folder / file, external_data="model.onnx_data", size_threshold_bytes=INLINE_TENSOR_BYTES, max_workers=2,
+    sizes = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
+    if sum(sizes) > EXTERNAL_BYTES or (shared and max(sizes, default=0) >= INLINE_TENSOR_BYTES):
+        data = f"{component}/{name}.onnx_data"
+        ir.save(model, folder / file, external_data=f"{name}.onnx_data", size_threshold_bytes=INLINE_TENSOR_BYTES, max_workers=2,
                 max_in_flight_bytes=IN_FLIGHT_BYTES, alignment=PAGE, align_threshold=ALIGNED_FROM)
     else:
         data = ""
         ir.save(model, folder / file)
+    check_graph(folder, component, file)
+    return file, data
+
+
+def check_graph(folder: Path, component: str, file: str) -> None:
+    """Errors: CheckFailed where ONNX's own checker refuses the graph."""
     try:
         onnx.checker.check_model(folder / file)
     except onnx.checker.ValidationError as error:
         raise CheckFailed(f"'{component}' is not a valid ONNX graph: {str(error).splitlines()[0]}") from error
-    return file, data
 
 
-def write_component(folder: Path, component: Component, model: ir.Model, steps: list[Step],
-                    macs: int) -> tuple[ComponentEntry, dict[str, FileEntry]]:
-    """Writes a component's graph and config.json; returns its entry in the manifest and its files, hashed while still in memory."""
-    file, data = write_graph(folder, component.name, model)
+def write_component(folder: Path, component: Component, model: ir.Model, steps: list[Step], macs: int, host: ir.Model | None = None,
+                    plan: dict[str, Any] | None = None, shared: bool = False) -> tuple[ComponentEntry, dict[str, FileEntry]]:
+    """Writes a component's graph, the part of it that the host computes, and config.json; returns its entry in the manifest and its
+    files, hashed while still in memory. Weights that are `shared` with graphs for other sizes get a file of their own."""
+    file, data = write_graph(folder, component.name, model, shared=shared)
     config = f"{component.name}/config.json"  # optimum's loaders ask for it
     (folder / config).write_text(json.dumps(component.config, indent=2) + "\n", encoding="utf-8")
-    files = {name: _hashed(folder / name) for name in (file, data, config) if name}
+    files = {name: hashed(folder / name) for name in (file, data, config) if name}
     ops: dict[str, int] = {}
     for node in model.graph.all_nodes():
         if node.domain == CUSTOM_OPS_DOMAIN:
             ops[node.op_type] = ops.get(node.op_type, 0) + 1
     passes = tuple(_entry(step) for step in steps)
-    entry = ComponentEntry(file, files[file].sha256, _ports(model.graph.inputs), _ports(model.graph.outputs), model.graph.opset_imports[""],
-                           data=data, parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes)
+    inputs, outputs, hosted = ports_of(model.graph.inputs), ports_of(model.graph.outputs), None
+    if host is not None:
+        hosted, more = _write_host(folder, component.name, host, shared)
+        files |= more
+        inputs = outer_inputs(component, inputs, hosted)
+    entry = ComponentEntry(file, files[file].sha256, inputs, outputs, model.graph.opset_imports[""], data=data,
+                           parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes, plan=plan, host=hosted)
     return entry, files
+
+
+def _write_host(folder: Path, component: str, host: ir.Model, shared: bool) -> tuple[HostEntry, dict[str, FileEntry]]:
+    file, data = write_graph(folder, component, host, "host", shared)
+    files = {name: hashed(folder / name) for name in (file, data) if name}
+    return host_entry(file, files[file], host, data), files
+
+
+def host_entry(file: str, written: FileEntry, host: ir.Model, data: str) -> HostEntry:
+    """The manifest's entry of a written graph for the host."""
+    return HostEntry(file, written.sha256, ports_of(host.graph.inputs), ports_of(host.graph.outputs), data)
+
+
+def outer_inputs(component: Component, inputs: tuple[Port, ...], host: HostEntry) -> tuple[Port, ...]:
+    """What a component takes from outside, in its own order: the host's inputs in place of those that the host gives."""
+    known = {port.name: port for port in (*inputs, *host.inputs)}
+    return tuple(known[name] for name in component.example_inputs if name in known)
 
 
 def _entry(step: Step) -> dict[str, Any]:
@@ -143,11 +172,13 @@ def _entry(step: Step) -> dict[str, Any]:
     return {"name": step.name, "applied": step.applied, "seconds": step.seconds, **{key: texts for key, texts in reasons.items() if texts}}
 
 
-def _hashed(path: Path) -> FileEntry:
+def hashed(path: Path) -> FileEntry:
+    """Hash and size of a file."""
     return FileEntry(sha256_of(path), path.stat().st_size)
 
 
-def _ports(values: Any) -> tuple[Port, ...]:
+def ports_of(values: Any) -> tuple[Port, ...]:
+    """Inputs or outputs of a graph as the manifest names them."""
     ports = []
     for value in values:
         shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
@@ -181,7 +212,7 @@ def write_pictures(folder: Path, torch_picture: np.ndarray, onnx_picture: np.nda
 def finish(folder: Path, manifest: Manifest, known: Mapping[str, FileEntry] | None = None) -> Manifest:
     """Hashes every file of the package into the manifest, writes it, and returns it. Those in `known` are not hashed again."""
     known = known or {}
-    files = {name: known.get(name) or _hashed(folder / name) for name in files_below(folder)}
+    files = {name: known.get(name) or hashed(folder / name) for name in files_below(folder)}
     complete = replace(manifest, files=files)
     (folder / NAME).write_text(complete.to_json(), encoding="utf-8")
     return complete

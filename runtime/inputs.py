@@ -26,10 +26,21 @@ def size_of(package: Package, height: int | None, width: int | None) -> tuple[in
         side = pipeline[name] if asked is None else asked
         if side <= 0 or side % multiple:
             raise InputError(f"a {name} of {side} is not possible: this package takes multiples of {multiple}")
-        if not pipeline["dynamic"] and side != pipeline[name]:
+        if not pipeline["dynamic"] and "sizes" not in pipeline and side != pipeline[name]:
             raise InputError(f"this package has a {name} of {pipeline[name]} only, not {side}: export it with --{name} {side}")
         sides.append(side)
+    require_size(package, sides[0], sides[1])
     return sides[0], sides[1]
+
+
+def require_size(package: Package, height: int, width: int) -> None:
+    """Errors: InputError where a package has graphs for several sizes, and this is none of them."""
+    sizes = package.manifest.pipeline.get("sizes")
+    if sizes is not None and [height, width] not in sizes:
+        known = " and ".join(f"{other_height} x {other_width}" for other_height, other_width in sizes)
+        raise InputError(
+            f"this package makes pictures of {known} (height x width), not of {height} x {width}: export it with that size too"
+        )
 
 
 def example_inputs(package: Package, component: str, height: int, width: int, batch: int = 1) -> dict[str, np.ndarray]:
@@ -41,7 +52,10 @@ def example_inputs(package: Package, component: str, height: int, width: int, ba
     package.file(component)
     free = free_axes(package, component, height, width) | {"batch_size": batch}
     inputs = {}
-    for port in package.manifest.components[component].inputs:
+    entry = package.manifest.components[component]
+    batch_of_first = entry.inputs[0].shape[0]
+    others = (each for each in entry.sizes if (each.height, each.width) == (height, width) and each.inputs[0].shape[0] == batch_of_first)
+    for port in next(others, entry).inputs:
         if unknown := [axis for axis in port.shape if isinstance(axis, str) and axis not in free]:
             raise InputError(f"'{component}' has a free axis '{unknown[0]}' at '{port.name}', whose size nobody can guess")
         shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in port.shape)

@@ -40,8 +40,11 @@ class HostEntry:
 
 @dataclass(frozen=True)
 class SizeEntry:
-    """The same component for another size or batch: a graph that reads the weights of the first one."""
+    """The same component for pictures of another size (in pixels) or another batch: a graph that reads the weights of the first one."""
 
+    height: int
+    width: int
+    batch: int
     file: str
     sha256: str
     inputs: tuple[Port, ...]

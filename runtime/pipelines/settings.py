@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.inputs import require_size
 from runtime.pipelines.size_conditioning import SizeConditioning
 from runtime.pipelines.steps import below_strength, steps_and_strength
 from runtime.schedulers.base import Scheduler
@@ -157,7 +158,7 @@ def _size(settings: Settings, sessions: Sessions) -> tuple[int, int]:
             side = asked
         elif fixed is not None:
             side = fixed
-        elif settings.image is not None:
+        elif settings.image is not None and "sizes" not in pipeline:
             side = max(settings.image.shape[axis] // multiple, 1) * multiple
         else:
             side = pipeline[name]
@@ -166,6 +167,5 @@ def _size(settings: Settings, sessions: Sessions) -> tuple[int, int]:
         if fixed is not None and side != fixed:
             raise InputError(f"this package makes pictures with a {name} of {fixed} only, not {side}: export it with --{name} {side}")
         sides.append(side)
+    require_size(sessions.package, sides[0], sides[1])
     return sides[0], sides[1]
-
-
