@@ -11,5 +11,7 @@ namespace handheld {
 std::vector<const OrtCustomOp*> group_norm_ops();
 std::vector<const OrtCustomOp*> winograd_conv_ops();
 std::vector<const OrtCustomOp*> gelu_ops();
+std::vector<const OrtCustomOp*> linear_ops();
+std::vector<const OrtCustomOp*> attention_ops();
 
 }  // namespace handheld

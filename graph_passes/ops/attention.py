@@ -1,0 +1,282 @@
+"""softmax(scale * q k' + mask) v, with its heads apart -> handheld.FlashAttention(q, k, v, mask) or handheld.PartialSoftmaxAttention(...).
+
+Scaled dot-product attention: Vaswani et al., "Attention Is All You Need", 2017, equation 1. Exporters make each head a matrix of its own,
+[batch, heads, tokens, dim]; the custom ops take and give [batch, tokens, heads * dim], so the reshapes and transposes around go too.
+The two are one function, and their kernels differ: the first never writes the scores (Dao et al., "FlashAttention", 2022), the second
+writes them and fuses their softmax into the product with the values (Chen et al., "Speed Is All You Need", 2023, section 3.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript import opset14, script
+from onnxscript.values import Opset
+
+from graph_passes.rule import Refused, adopt, emit, emit_constant, replace
+from graph_passes.step import Pass
+from graph_passes.values import add_initializer, constant, dimensions, integer, integers, is_standard, only_user, operands, producer
+
+handheld = Opset("handheld", 1)
+op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
+
+TOKENS_FIRST = (0, 2, 1, 3)  # [batch, tokens, heads, dim] to [batch, heads, tokens, dim] and back
+DIM_FIRST = (0, 2, 3, 1)  # [batch, tokens, heads, dim] to [batch, heads, dim, tokens]
+NO_MASK = "no_mask"  # the initializer that all attentions without a mask share
+
+
+# A softmax of nothing but -inf is not a number, so the mask of such a row is left out and its result multiplied by 0: what that costs
+# depends on the size of the mask, not on that of the scores. -3.4028235e38 is the lowest of the finite numbers.
+@script(handheld, default_opset=op)
+def FlashAttention(q, k, v, mask, heads: int, scale: float):  # type: ignore[no-untyped-def]
+    """softmax(scale * q k' + mask) v for every head; a row that the mask closes with -inf for all keys is 0.
+
+    q: float32 [batch, queries, heads * dim]; k, v: float32 [batch, keys, heads * dim]; mask: float32 [batch, heads, queries, keys], each of
+    these sizes or 1: a single 0 is no mask. Returns the shape of q.
+    """
+    last = op.Constant(value_ints=[-1])
+    zero = op.Constant(value_float=0.0)
+    keep = op.Constant(value_ints=[0, 0])
+    apart = op.Concat(keep, op.Reshape(op.Constant(value_int=heads), op.Constant(value_ints=[1])), last, axis=0)
+    queries = op.Transpose(op.Reshape(q, apart), perm=[0, 2, 1, 3])
+    keys = op.Transpose(op.Reshape(k, apart), perm=[0, 2, 3, 1])
+    values = op.Transpose(op.Reshape(v, apart), perm=[0, 2, 1, 3])
+    counts = op.Cast(op.Not(op.Less(mask, op.Constant(value_float=-3.4028235e38))), to=1)
+    is_open = op.Greater(op.ReduceSum(counts, last, keepdims=1), zero)  # [batch, heads, queries, 1], or 1
+    scores = op.MatMul(op.Mul(queries, op.Constant(value_float=scale)), keys)
+    weights = op.Softmax(op.Add(scores, op.Where(is_open, mask, zero)), axis=-1)
+    result = op.Mul(op.MatMul(weights, values), op.Cast(is_open, to=1))
+    return op.Reshape(op.Transpose(result, perm=[0, 2, 1, 3]), op.Shape(q))
+
+
+@script(handheld, default_opset=op)
+def PartialSoftmaxAttention(q, k, v, mask, heads: int, scale: float):  # type: ignore[no-untyped-def]
+    """The function of FlashAttention: its kernel differs."""
+    return FlashAttention(q, k, v, mask, heads=heads, scale=scale)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """An attention as an exporter wrote it: its operands as [batch, tokens, heads, dim], and the node whose output it is in that form."""
+
+    last: ir.Node
+    q: ir.Value
+    k: ir.Value
+    v: ir.Value
+    mask: ir.Value | None
+    heads: int
+    dim: int
+    scale: float
+
+
+def _fuse_attention(model: ir.Model, op_type: str) -> int:
+    fused = 0
+    for graph in list(model.graphs()):
+        for node in graph:
+            if not is_standard(node, "Softmax"):
+                continue
+            try:
+                _fuse(_site(node), op_type, node.name)
+            except Refused:
+                continue
+            fused += 1
+    if fused:
+        RemoveUnusedNodesPass()(model)
+    return fused
+
+
+def fuse_flash_attention(model: ir.Model) -> int:
+    """Makes one FlashAttention of every attention. Returns how many it made."""
+    return _fuse_attention(model, "FlashAttention")
+
+
+def fuse_partial_softmax_attention(model: ir.Model) -> int:
+    """Makes one PartialSoftmaxAttention of every attention. Returns how many it made."""
+    return _fuse_attention(model, "PartialSoftmaxAttention")
+
+
+def refused_attentions(model: ir.Model) -> list[str]:
+    """A sentence for each softmax that is still a standard operator, and why."""
+    sentences = []
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if is_standard(node, "Softmax"):
+            try:
+                _site(node)
+            except Refused as reason:
+                sentences.append(f"Softmax '{node.name}': {reason}")
+    return sentences
+
+
+FUSE_FLASH_ATTENTION = Pass("fuse flash attention", fuse_flash_attention, refused_attentions)
+FUSE_PARTIAL_SOFTMAX_ATTENTION = Pass("fuse partial softmax attention", fuse_partial_softmax_attention, refused_attentions)
+
+
+def _site(softmax: ir.Node) -> _Site:
+    """The attention around a softmax. Raises Refused with the reason where it is none, or not one for the kernels."""
+    weights = _weights(softmax)
+    product = only_user(weights, "MatMul")
+    if product is None or product.inputs[0] is not weights:
+        raise Refused("its output is not read by one product with values alone")
+    last = only_user(product.outputs[0], "Transpose")
+    if last is None or _permutation(last) != TOKENS_FIRST:
+        raise Refused("the product with the values is not read by one transpose to [batch, tokens, heads, dim] alone")
+    scores, mask, scale = _scores(softmax)
+    if integer(softmax, "axis", -1) not in (-1, 3):
+        raise Refused("it is not over the last axis, that of the keys")
+    q, q_scale = _tokens_first(scores.inputs[0], TOKENS_FIRST, "queries")
+    k, k_scale = _tokens_first(scores.inputs[1], DIM_FIRST, "keys")
+    v, v_scale = _tokens_first(product.inputs[1], TOKENS_FIRST, "values")
+    if v_scale != 1:
+        raise Refused("the values are scaled, and the kernel scales scores alone")
+    heads, dim = _sizes(q, "queries")
+    for value, name in ((k, "keys"), (v, "values")):
+        if _sizes(value, name) != (heads, dim):
+            raise Refused(f"the {name} have other heads than the queries")
+    if q.dtype != ir.DataType.FLOAT:
+        raise Refused(f"the queries are {q.dtype or 'of unknown type'}, and the kernel takes FLOAT")
+    return _Site(last, q, k, v, mask, heads, dim, scale * q_scale * k_scale)
+
+
+def _weights(softmax: ir.Node) -> ir.Value:
+    """The weights of the values: the softmax, or that with 0 for NaN, as exporters guard rows that are masked throughout."""
+    weights = softmax.outputs[0]
+    readers = [use.node for use in weights.uses()]
+    test = next((each for each in readers if is_standard(each, "IsNaN")), None)
+    guard = test and only_user(test.outputs[0], "Where")
+    if guard is None or weights.is_graph_output() or len(readers) != 2 or guard.inputs[2] is not weights:
+        return weights
+    zero = constant(guard.inputs[1])
+    return guard.outputs[0] if zero is not None and zero.size == 1 and float(zero.reshape(())) == 0 else weights
+
+
+def _scores(softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, float]:
+    """The product that makes the scores, the mask that is added to them, and the constant that they are multiplied by before that."""
+    (value,) = operands(softmax)
+    mask = None
+    added = producer(value, "Add")
+    if added is not None:
+        first, second = operands(added)
+        # the scores are the operand that is a product
+        value, mask = (second, first) if _is_product(second) else (first, second)
+        shape = dimensions(mask)
+        if shape is None or len(shape) > 4:
+            raise Refused("the mask is not known to have four axes or less")
+        if not _is_alone(added):
+            raise Refused("its scores have other readers")
+    value, scale = _unscaled(value)
+    product = producer(value, "MatMul")
+    if product is None:
+        raise Refused("its input is not a product of queries and keys, scaled by a constant and with a mask added")
+    if not _is_alone(product):
+        raise Refused("its scores have other readers")
+    return product, mask, scale
+
+
+def _is_product(value: ir.Value) -> bool:
+    return producer(_unscaled(value)[0], "MatMul") is not None
+
+
+def _is_alone(node: ir.Node) -> bool:
+    return len(node.outputs[0].uses()) == 1 and not node.outputs[0].is_graph_output()
+
+
+def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """The value that is multiplied or divided by constants of one element to make `value`, and their product."""
+    scale = 1.0
+    while (node := producer(value, "Mul", "Div")) is not None:
+        first, second = operands(node)
+        number = constant(second)
+        if number is None and node.op_type == "Mul":
+            first, number = second, constant(first)
+        if number is None or number.size != 1 or number.ndim > len(dimensions(first) or ()):
+            break
+        factor = float(number.reshape(()))
+        if factor == 0:
+            break
+        value, scale = first, scale * (factor if node.op_type == "Mul" else 1 / factor)
+    return value, scale
+
+
+def _tokens_first(value: ir.Value | None, permutation: tuple[int, ...], name: str) -> tuple[ir.Value, float]:
+    """The value as it was before the heads were put in front of the tokens, and the constant that it is multiplied by since."""
+    assert value is not None
+    value, scale = _unscaled(value)
+    transpose = producer(value, "Transpose")
+    if transpose is None or _permutation(transpose) != permutation:
+        raise Refused(f"the {name} are not known to be a transpose of [batch, tokens, heads, dim]")
+    return operands(transpose)[0], scale
+
+
+def _permutation(transpose: ir.Node) -> tuple[int, ...]:
+    return tuple(integers(transpose, "perm") or ())
+
+
+def _sizes(value: ir.Value, name: str) -> tuple[int, int]:
+    """Number of heads and elements of each, of [batch, tokens, heads, dim]."""
+    shape = dimensions(value) or ()
+    heads, dim = shape[2:4] if len(shape) == 4 else (None, None)
+    if not isinstance(heads, int) or not isinstance(dim, int):
+        raise Refused(f"the number of heads of the {name} and their size are not known")
+    return heads, dim
+
+
+def _fuse(site: _Site, op_type: str, name: str | None) -> None:
+    last = site.last
+    joined = [_joined(value, site, last) for value in (site.q, site.k, site.v)]
+    attributes = {"heads": site.heads, "scale": site.scale}
+    node = ir.node(op_type, [*joined, _mask(site.mask, last)], attributes, domain=handheld.domain, name=name)
+    assert last.graph is not None
+    last.graph.insert_before(last, node)
+    result = node.outputs[0]
+    adopt(result, joined[0])
+    restored = only_user(last.outputs[0], "Reshape")
+    if restored is not None and _joins(restored, site):
+        replace(restored, result)
+    else:
+        replace(last, emit(last, "Reshape", [result, emit_constant(last, np.array([0, 0, site.heads, site.dim], np.int64))]))
+
+
+def _joined(value: ir.Value, site: _Site, before: ir.Node) -> ir.Value:
+    """[batch, tokens, heads, dim] as [batch, tokens, heads * dim]: what it was split from, if that is known, or a Reshape."""
+    split = producer(value, "Reshape")
+    if split is not None and _splits(split, site):
+        return operands(split)[0]
+    return emit(before, "Reshape", [value, emit_constant(before, np.array([0, 0, site.heads * site.dim], np.int64))], suffix="_joined")
+
+
+def _splits(reshape: ir.Node, site: _Site) -> bool:
+    """Whether the Reshape makes [batch, tokens, heads, dim] of [batch, tokens, heads * dim] and leaves batch and tokens as they are."""
+    shape = dimensions(reshape.inputs[0]) or ()
+    return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_batch(reshape)
+
+
+def _joins(reshape: ir.Node, site: _Site) -> bool:
+    """Whether the Reshape makes [batch, tokens, heads * dim] of [batch, tokens, heads, dim]."""
+    shape = dimensions(reshape.outputs[0]) or ()
+    return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_batch(reshape)
+
+
+def _keeps_batch(reshape: ir.Node) -> bool:
+    """Whether the first size stays. Then the second does too, where the rest of the shape is as large as it was."""
+    target = constant(reshape.inputs[1])
+    if target is not None and target.size and target[0] == 0 and integer(reshape, "allowzero", 0) == 0:
+        return True
+    before, after = dimensions(reshape.inputs[0]), dimensions(reshape.outputs[0])
+    return bool(before and after and before[0] is not None and before[0] == after[0])
+
+
+def _mask(mask: ir.Value | None, before: ir.Node) -> ir.Value:
+    """The mask with four axes; a single 0 where there is none."""
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    if mask is None:
+        none = graph.initializers.get(NO_MASK)
+        return none if none is not None else add_initializer(graph, ir.tensor(np.zeros((1, 1, 1, 1), np.float32)), NO_MASK)
+    rank = len(dimensions(mask) or ())
+    if rank == 4:
+        return mask
+    return emit(before, "Unsqueeze", [mask, emit_constant(before, np.arange(4 - rank))], suffix="_mask")

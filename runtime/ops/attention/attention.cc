@@ -1,0 +1,31 @@
+#include "attention.h"
+
+namespace handheld {
+
+AttentionKernel flash_attention_kernel(Isa isa) {
+  switch (isa) {
+#if defined(HANDHELD_X86)
+    case Isa::kAvx2: return flash_attention_avx2;
+    case Isa::kAvx512:
+    case Isa::kAvx512Bf16: return flash_attention_avx512;
+#elif defined(HANDHELD_ARM64)
+    case Isa::kNeon: return flash_attention_neon;
+#endif
+    default: return flash_attention_portable;
+  }
+}
+
+AttentionKernel partial_softmax_attention_kernel(Isa isa) {
+  switch (isa) {
+#if defined(HANDHELD_X86)
+    case Isa::kAvx2: return partial_softmax_attention_avx2;
+    case Isa::kAvx512:
+    case Isa::kAvx512Bf16: return partial_softmax_attention_avx512;
+#elif defined(HANDHELD_ARM64)
+    case Isa::kNeon: return partial_softmax_attention_neon;
+#endif
+    default: return partial_softmax_attention_portable;
+  }
+}
+
+}  // namespace handheld

@@ -1,0 +1,52 @@
+// Scaled dot-product attention: what the kernels take and what they promise.
+//
+//   y = softmax(scale * q k' + mask) v       (Vaswani et al., "Attention Is All You Need", 2017, equation 1)
+//
+// for every image and head. Two kernels compute it:
+//
+//   flash attention           takes the keys block by block and corrects what it has so far when a larger score comes (Dao et al.,
+//                             "FlashAttention", 2022, algorithm 1): scores are never written to memory
+//   partial softmax attention writes the scores a of a few queries, reduces each row to its maximum L and the sum S of exp(a - L), and
+//                             applies exp(a - L) / S as the product with v loads a (Chen et al., "Speed Is All You Need", 2023, section 3.2)
+#pragma once
+
+#include <cstdint>
+
+#include "../cpu.h"
+
+namespace handheld {
+
+struct Attention {
+  const float* q;     // [batch, queries, heads * dim]
+  const float* k;     // [batch, keys, heads * dim]
+  const float* v;     // [batch, keys, heads * dim]
+  const float* mask;  // added to the scaled scores, element (image, head, query, key) at the strides below; null where there is none
+  float* y;           // [batch, queries, heads * dim], no part of the inputs
+  std::int64_t batch, heads, queries, keys, dim;
+  float scale;
+  std::int64_t mask_image_stride, mask_head_stride, mask_query_stride, mask_key_stride;  // in floats, 0 where it is broadcast; the last 0 or 1
+};
+
+// A query whose scores are all masked with -inf (or that has no keys) gets 0. What is not a number goes through to the queries it reaches.
+//
+// Error against real arithmetic, with u = 2^-23, |s| the largest of scale * sum |q| |k| + |mask| of a query and v the largest |v| of the head:
+// at most u v (8 + 2 sqrt(keys) + (4 + 2 sqrt(dim)) |s|).
+struct AttentionKernel {
+  // Into how many pieces the work falls. They are independent of each other, so the caller deals them out to threads.
+  std::int64_t (*pieces)(const Attention& task);
+  // How many floats of scratch memory, aligned to 64 bytes, one piece needs while it runs.
+  std::int64_t (*scratch)(const Attention& task);
+  // Computes one piece. No memory is allocated, and nothing outside the arrays is read or written.
+  void (*run)(const Attention& task, std::int64_t piece, float* scratch);
+};
+
+AttentionKernel flash_attention_kernel(Isa isa);
+AttentionKernel partial_softmax_attention_kernel(Isa isa);
+
+// One pair per instruction set, in attention_<isa>.cc.
+extern const AttentionKernel flash_attention_portable, partial_softmax_attention_portable;
+extern const AttentionKernel flash_attention_avx2, partial_softmax_attention_avx2;
+extern const AttentionKernel flash_attention_avx512, partial_softmax_attention_avx512;
+extern const AttentionKernel flash_attention_neon, partial_softmax_attention_neon;
+
+}  // namespace handheld

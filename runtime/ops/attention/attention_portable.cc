@@ -1,0 +1,8 @@
+#include "attention_vector.h"
+
+namespace handheld {
+
+constinit const AttentionKernel flash_attention_portable = flash_attention<PortableVector, 4, 1>();
+constinit const AttentionKernel partial_softmax_attention_portable = partial_softmax_attention<PortableVector, 4, 1>();
+
+}  // namespace handheld

@@ -1,0 +1,62 @@
+// Attention in double, in the plainest way: what the kernels are checked against.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "attention.h"
+
+namespace handheld::testing {
+
+constexpr double kOwnError = 2, kScoreError = 1;  // as attention.h says
+
+struct Expected {
+  std::vector<double> y;  // [dim]
+  double allowed;         // how far a kernel may be from each of them
+};
+
+// What one query of one head gets, and the error that attention.h allows.
+inline Expected expected_query(const Attention& task, std::int64_t image, std::int64_t head, std::int64_t query) {
+  constexpr double kUnit = 1.0 / (1 << 23);
+  const std::int64_t width = task.heads * task.dim;
+  const float* const q = task.q + (image * task.queries + query) * width + head * task.dim;
+  const auto row = [&](const float* of, std::int64_t key) { return of + (image * task.keys + key) * width + head * task.dim; };
+
+  std::vector<double> scores, magnitudes;
+  double most = -INFINITY;
+  for (std::int64_t key = 0; key < task.keys; ++key) {
+    double score = 0, magnitude = 0;
+    for (std::int64_t i = 0; i < task.dim; ++i) {
+      const double product = static_cast<double>(q[i]) * static_cast<double>(row(task.k, key)[i]) * static_cast<double>(task.scale);
+      score += product;
+      magnitude += std::abs(product);
+    }
+    if (task.mask != nullptr) {
+      const double mask = task.mask[image * task.mask_image_stride + head * task.mask_head_stride + query * task.mask_query_stride + key * task.mask_key_stride];
+      score += mask;
+      magnitude += std::abs(mask);
+    }
+    scores.push_back(score);
+    magnitudes.push_back(magnitude);
+    most = std::max(most, score);
+  }
+  Expected expected{std::vector<double>(static_cast<std::size_t>(task.dim), 0.0), 0};
+  if (most == -INFINITY) return expected;
+
+  double sum = 0, largest_score = 0, largest_value = 0;
+  for (std::int64_t key = 0; key < task.keys; ++key) {
+    const double term = std::exp(scores[static_cast<std::size_t>(key)] - most);
+    sum += term;
+    for (std::int64_t i = 0; i < task.dim; ++i) {
+      expected.y[static_cast<std::size_t>(i)] += term * static_cast<double>(row(task.v, key)[i]);
+      largest_value = std::max(largest_value, std::abs(static_cast<double>(row(task.v, key)[i])));
+    }
+    if (term > 0) largest_score = std::max(largest_score, magnitudes[static_cast<std::size_t>(key)]);
+  }
+  for (double& each : expected.y) each /= sum;
+  expected.allowed = kUnit * largest_value * (kOwnError + kScoreError * largest_score);
+  return expected;
+}
+
+}  // namespace handheld::testing
