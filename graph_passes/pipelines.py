@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from graph_passes.costs import table
 from graph_passes.errors import GraphError
+from graph_passes.ops.attention import FUSE_FLASH_ATTENTION
 from graph_passes.ops.gelu import FUSE_GELU
 from graph_passes.ops.group_norm import FUSE_GROUP_NORM
 from graph_passes.passes.attach_bodies import ATTACH_BODIES
@@ -102,7 +103,7 @@ PORTABLE: tuple[Pass, ...] = (
 )
 
 # custom ops with native kernels; optimizers inline functions, so the bodies come last
-CPU: tuple[Pass, ...] = (*PORTABLE, FUSE_GROUP_NORM, FUSE_GELU, NAME_NODES, ATTACH_BODIES)
+CPU: tuple[Pass, ...] = (*PORTABLE, FUSE_GROUP_NORM, FUSE_GELU, FUSE_FLASH_ATTENTION, NAME_NODES, ATTACH_BODIES)
 
 # linear layers are products of two matrices, and so found before their weights are turned for MatMul
 _LINEAR: tuple[Pass, ...] = (INLINE_FUNCTIONS, LIFT_CONSTANTS, REMOVE_IDENTITY.as_pass(), INFER_SHAPES, MULTIPLY_FLAT.as_pass())

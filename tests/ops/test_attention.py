@@ -416,8 +416,14 @@ COUNTS = {"unet": 32, "small": 8, "sdxl": 140, "refiner": 88, "decoder": 1, "enc
 def component(name: str) -> Component:
     torch.manual_seed(zlib.crc32(name.encode()))
     modules: dict[str, Callable[[], torch.nn.Module]] = {
-        "unet": Unet, "small": lambda: Unet(**SMALL), "sdxl": lambda: Unet(**SDXL), "refiner": lambda: Unet(**REFINER), "text_encoder": TextEncoder,
-        "decoder": lambda: Vae("decoder"), "encoder": lambda: Vae("encoder")}  # fmt: skip
+        "unet": Unet,
+        "small": lambda: Unet(**SMALL),
+        "sdxl": lambda: Unet(**SDXL),
+        "refiner": lambda: Unet(**REFINER),
+        "decoder": lambda: Vae("decoder"),
+        "encoder": lambda: Vae("encoder"),
+        "text_encoder": TextEncoder,
+    }
     space = {0: "batch_size", 2: "height", 3: "width"}
     if name == "text_encoder":
         inputs, axes = {"input_ids": torch.arange(18).reshape(2, 9)}, {"input_ids": {0: "batch_size", 1: "sequence_length"}}
