@@ -23,6 +23,7 @@ from runtime.inputs import size_of
 from runtime.machine import describe
 from runtime.manifest import Package
 from runtime.measure import PIPELINE, PROMPTS, STEP, Job, write_job
+from runtime.pipelines.conditioning import text_encoders
 from runtime.providers import provider
 
 DEMO_PACKAGE = Path("build/demo/package")
@@ -57,7 +58,7 @@ class Bench:
         """Every measurement: per provider each component, then the texts, a step, a picture."""
         components = list(self.package.manifest.components)
         if "unet" in components:
-            components += [PROMPTS, STEP, *([PIPELINE] if self.steps else [])]
+            components += [*([PROMPTS] if self._encoders() else []), STEP, *([PIPELINE] if self.steps else [])]
         for ep in eps:
             for component in components:
                 repeat = min(self.repeat, PICTURES) if component == PIPELINE else self.repeat
@@ -137,11 +138,15 @@ class Bench:
         counted = (self.height, self.width) == (manifest.pipeline["height"], manifest.pipeline["width"]) and all(macs)
         return 2 * sum(macs) if counted else 0
 
+    def _encoders(self) -> list[str]:
+        """The text encoders that the package has of those that its prompts need; none where one is missing."""
+        needed = [encoder["component"] for encoder in text_encoders(self.package.manifest.pipeline)]
+        return needed if all(name in self.package.manifest.components for name in needed) else []
+
     def _work(self, job: Job) -> float:
         """A guess at a job's length, for the progress bar: in multiply-accumulates, or parameters where they were not counted."""
         entries = self.package.manifest.components
-        encoders = [name for name in entries if name.startswith("text_encoder")]
-        names = {PROMPTS: encoders, STEP: ["unet"], PIPELINE: list(entries)}.get(job.component, [job.component])
+        names = {PROMPTS: self._encoders(), STEP: ["unet"], PIPELINE: list(entries)}.get(job.component, [job.component])
         runs = {PROMPTS: 2, STEP: 2, PIPELINE: 2 * job.steps}.get(job.component, 1) * (job.warmup + job.repeat + 1)
         start_up = 2e8  # a process that imports and loads, in what a small graph's multiply-accumulates take as long for
         return start_up + runs * sum(entries[name].macs or entries[name].parameters for name in names)
@@ -221,8 +226,12 @@ def main(
     height: int | None,
     width: int | None,
     json_file: Path | None,
+    of_machine: bool,
 ) -> None:
     """Measures every component of PACKAGE, the prompt, a denoising step, and with --steps a whole picture. Without PACKAGE: the demo's."""
+    if of_machine:
+        _calibrate(threads, json_file)
+        return
     opened = Package.open(package or demo_package())
     asked = list(dict.fromkeys(part.strip() for part in eps.split(",") if part.strip()))
     if not asked:

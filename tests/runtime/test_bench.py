@@ -48,7 +48,7 @@ def test_rows_of_every_component_a_step_and_a_picture(tiny_package: Path, tmp_pa
     report = json.loads(file.read_text())
     components = Package.open(tiny_package).manifest.components
     rows = {row["component"]: row for row in report["rows"]}
-    assert list(rows) == [*components, "step", "pipeline"]
+    assert list(rows) == [*components, "prompt", "step", "pipeline"]
     for name, row in rows.items():
         assert set(row) >= FIELDS
         assert (row["package"], row["ep"], row["runs"]) == (str(tiny_package), "cpu", 2)
@@ -59,10 +59,15 @@ def test_rows_of_every_component_a_step_and_a_picture(tiny_package: Path, tmp_pa
         assert row["assigned"]["CPUExecutionProvider"] > 10
     assert set(report["machine"]) >= {"cpu", "cores", "isa", "memory_gb", "os", "onnxruntime"}
     assert all(name in result.output for name in rows)
-    # a step is the U-Net on two rows; a picture two texts, two steps and one decoding
+    parts = [rows["pipeline"][name] for name in ("prompt_ms", "step_ms", "decoding_ms")]
+    assert min(parts) > 0
+    figures = "the prompt {:.2f} ms, each step {:.2f} ms, decoding {:.2f} ms".format(*parts)
+    assert f"A picture of 2 steps on cpu: {figures}." in result.output
+    # guidance asks for two texts, and a step is the U-Net on two rows; a picture is both texts, two steps and one decoding
     flops = {name: row["flops"] for name, row in rows.items()}
     assert flops == {
         **{name: 2 * entry.macs for name, entry in components.items()},
+        "prompt": 2 * flops["text_encoder"],
         "step": 2 * flops["unet"],
         "pipeline": 2 * flops["text_encoder"] + 2 * 2 * flops["unet"] + flops["vae_decoder"],
     }
