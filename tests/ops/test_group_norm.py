@@ -464,8 +464,8 @@ def test_every_site_of_a_real_export_is_fused(
     assert model.opset_imports[""] == opset
     steps = {step.name: step for step in run(model, for_target("cpu"))}
     assert steps["fuse group norm"].refused == ()
-    assert Counter(each.op_type for each in model.graph if each.domain == "handheld") == COUNTS[name]
-    assert {function.name for function in model.functions.values()} == set(OPS)
+    assert Counter(each.op_type for each in model.graph if each.op_type in OPS) == COUNTS[name]
+    assert {function.name for function in model.functions.values()} >= set(OPS)
 
     with torch.no_grad():
         expected = made.module(*made.example_inputs.values()).double().numpy()
