@@ -24,9 +24,11 @@ from runtime.machine import describe
 from runtime.manifest import Package
 from runtime.measure import PIPELINE, PROMPTS, STEP, Job, write_job
 from runtime.pipelines.conditioning import text_encoders
+from runtime.placement import predicted
 from runtime.providers import provider
 
 DEMO_PACKAGE = Path("build/demo/package")
+ACCELERATORS = ("nnapi", "coreml")  # of phones: where they are not at hand, the package's plan is shown
 PICTURES = 3  # whole pictures are timed at most this often
 MINIMUM_SNR_DB = 20.0  # half precision gives 40 and more: below this another provider does not compute the same function
 COLUMNS = ("provider", "component", "load ms", "median ms", "p90 ms", "p99 ms", "runs", "GFLOP/s", "peak MB", "vs cpu", "nodes ran on")
@@ -251,6 +253,9 @@ def main(
                 click.echo(f"\nA picture of {steps} steps on {row['ep']}: {parts}.")
         if not all(row["flops"] for row in bench.rows):
             click.echo("\nGFLOP/s is missing where the package does not state the work, which it does for its own size only.")
+    for ep, missing in bench.errors.items():
+        if isinstance(missing, Unavailable) and ep in ACCELERATORS:
+            click.echo(predicted(opened.manifest, ep))
     if json_file:
         _write(json_file, report)
     if errors := sorted(bench.errors.values(), key=lambda error: error.exit_code):

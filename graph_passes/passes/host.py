@@ -122,9 +122,12 @@ def _extracted(model: ir.Model, moved: list[ir.Node], cuts: list[ir.Value]) -> i
 
 
 def _name(value: ir.Value, taken: Counter[str]) -> str:
-    """The last part of the path of the module that computes `value`, such as `token_embedding`."""
+    """The last part of the path of the module that computes `value`, such as `token_embedding`; what it is, where that is no part."""
     node = value.producer()
     assert node is not None
-    name = re.sub(r"\W", "_", (node.name or node.op_type).rpartition("/")[0].rpartition(".")[2]) or node.op_type.lower()
+    path = (node.name or "").rpartition("/")[0]
+    while is_standard(node, *VIEWS) and (above := node.inputs[0].producer() if node.inputs[0] is not None else None) is not None:
+        node = above
+    name = re.sub(r"\W", "_", path.rpartition(".")[2] if "." in path else node.op_type.lower())
     taken[name] += 1
     return name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
