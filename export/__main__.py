@@ -10,31 +10,53 @@ from runtime.cli import command
 from runtime.errors import InputError
 
 
+def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list[int]:
+    """`512` or `512,768`. Errors: BadParameter for another form."""
+    try:
+        return [int(number) for number in text.split(",")] if text else []
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no whole number, and no list of them with commas between", param=option) from None
+
+
 @command
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--weights", help="hub, a PATH, or random[:SEED].  [default: the model's own]")
 @click.option("--target", default="portable", help="portable, cpu, cuda, nnapi, coreml, qnn or webgpu.")
-@click.option("--precision", default="fp32")
-@click.option("--height", type=int, help="Pixels. With it, --width or --batch the package is static, unless --dynamic.")
-@click.option("--width", type=int)
-@click.option("--batch", type=int, help="Pictures per run of a static package.  [default: 1]")
+@click.option("--precision", default="fp32", help="Of the operands of products, at least: fp32, or bf16 (target cpu).")
+@click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
+@click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")
+@click.option("--height", callback=numbers, metavar="N[,N]", help="Pixels. With it, --width or --batch the package is static, "
+              "unless --dynamic. 512,768 beside --width 768,512: graphs for both sizes over one file of weights.")
+@click.option("--width", callback=numbers, metavar="N[,N]")
+@click.option("--batch", callback=numbers, metavar="N[,N]", help="Pictures per run of a static package; 1,2: graphs for both.  "
+              "[default: 1]")
+@click.option("--allow-partitions", default=1, metavar="N", help="Take a graph that falls into N partitions on an accelerator.")
 @click.option("--dynamic", is_flag=True, help="Keep batch, height, width and tokens free.")
 @click.option("--lora", multiple=True, metavar="FILE:SCALE")
 @click.option("--controlnet", metavar="ID")
 @click.option("--check", type=click.Choice(["full", "quick", "none"]), help="Parity with torch.  [default: by size]")
 @click.option("--force", is_flag=True, help="Replace the package at OUT.")
 @click.option("--allow-pickle", is_flag=True, help="Read .ckpt and .bin files, which can hold code; only tensors are taken from them.")
-def main(model: str, out: Path, weights: str | None, target: str, precision: str, height: int | None, width: int | None, batch: int | None,
-         dynamic: bool, lora: tuple[str, ...], controlnet: str | None, check: str | None, force: bool, allow_pickle: bool) -> None:
+def main(model: str, out: Path, weights: str | None, target: str, precision: str, memory_budget: float | None, costs: str | None,
+         height: list[int], width: list[int], batch: list[int], allow_partitions: int, dynamic: bool, lora: tuple[str, ...],
+         controlnet: str | None, check: str | None, force: bool, allow_pickle: bool) -> None:
     """Exports MODEL (an alias, a hub id, a folder, a file) to a checked package at OUT."""
     if lora or controlnet:
         raise InputError(f"{'--lora' if lora else '--controlnet'} is not there yet: this version exports a checkpoint as it is")
+    from export.accelerator import TARGETS
     from export.run import Request, export  # torch is slow to import, and --help needs none of it
+    from export.sizes import paired
 
-    free = dynamic or (height is None and width is None and batch is None)
-    request = Request(model, out, weights, target, precision, height, width, 1 if batch is None else batch, free,
-                      check, force, allow_pickle)
+    free = dynamic or not (height or width or batch or target in TARGETS)
+    sizes = tuple(paired(height, width)) if height and width else ()
+    if max(len(height), len(width)) > 1 and not sizes:
+        raise InputError("several sizes need their --height and their --width")
+    if free and max(len(height), len(width), len(batch)) > 1:
+        raise InputError("a package of several sizes is static: leave --dynamic out, or give one size")
+    first, batches = sizes[0] if sizes else ((*height, None)[0], (*width, None)[0]), tuple(dict.fromkeys(batch)) or (1,)
+    request = Request(model, out, weights, target, precision, *first, batches[0], free, check, force, allow_pickle, memory_budget, costs,
+                      allow_partitions, sizes, batches)
     made = export(request, click.echo)
     for name, component in made.manifest.components.items():
         found = component.parity

@@ -10,11 +10,13 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from export import sizes
+from export.accelerator import fit, target_of
 from export.component import Component, Parts
 from export.families import family_of
 from export.outline import put_weights
@@ -23,13 +25,27 @@ from export.reference import seeded_inputs
 from export.trace import trace
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.pipelines import for_target
-from graph_passes.step import run
+from graph_passes.step import Pass, run
 from graph_passes.work import count_macs
 from runtime.errors import HandheldError, InputError
 from runtime.manifest import ComponentEntry, FileEntry
 
 Step = Callable[[str], object]
 HERE = ("unet",)  # what the first process builds
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the passes weigh: the least `precision` of products' operands, how many times the plain weights the package's may take
+    (`memory_budget`, None: as many as it takes), and whose costs count (`costs`: a class of machines or a file, None: this machine's)."""
+
+    precision: str = "fp32"
+    memory_budget: float | None = None
+    costs: str | None = None
+
+    def passes(self, target: str, at: dict[str, tuple[int, ...]] | None = None) -> tuple[Pass, ...]:
+        """The pipeline of a target, for graphs that run at the input shapes `at`. Errors: GraphError."""
+        return for_target(target, precision=self.precision, budget=self.memory_budget, costs=self.costs, at=at)
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,8 @@ class Order:
     pipeline: dict[str, Any]
     folder: Path
     work: Path
+    tuning: Tuning = Tuning()
+    allow_partitions: int = 1
 
     def parts(self, checkpoint: Checkpoint) -> Parts:
         size = None if self.pipeline["dynamic"] else (self.pipeline["height"], self.pipeline["width"])
@@ -72,7 +90,6 @@ def build(order: Order, checkpoint: Checkpoint, step: Step) -> dict[str, Built]:
 
 def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: Step = str) -> dict[str, Built]:
     """Traces, rewrites and writes the named components, in this process."""
-    passes = for_target(order.target)
     sources = dict.fromkeys("vae" if name.startswith("vae_") else name for name in names)
     # threads that wait for nothing but the disk and for numpy
     with _worker() as reader, _worker() as writer:
@@ -88,13 +105,31 @@ def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: S
             model = trace(component, order.pipeline["dynamic"])
             put_weights(model, outline)
             step(f"{name}: passes")
-            steps = run(model, passes)
-            macs = sum(count_macs(model, _shapes(component, order.pipeline)).values())
-            writing[name] = writer.submit(write_component, order.folder, component, model, steps, macs)
-            del component, model
+            shapes = _shapes(component, order.pipeline)
+            steps = run(model, order.tuning.passes(target_of(name, order.target), shapes))
+            macs = sum(count_macs(model, shapes).values())
+            host, plan = fit(name, model, order.target, order.allow_partitions)
+            shared = bool(sizes.further(order.pipeline))
+            writing[name] = writer.submit(write_component, order.folder, component, model, steps, macs, host, plan, shared)
+            del component, model, host
         for future in ahead:
             future.result()
-        return {name: Built(*future.result()) for name, future in writing.items()}
+        built = {name: Built(*future.result()) for name, future in writing.items()}
+        for size, component in sizes.components(outline, order.pipeline):
+            if component.name in built:
+                step(f"{component.name}: {size[0]}x{size[1]}, batch {size[2]}")
+                built[component.name] = _with_size(order, built[component.name], size, component, outline)
+        return built
+
+
+def _with_size(order: Order, built: Built, size: sizes.Size, component: Component, outline: Checkpoint) -> Built:
+    """A component with one more graph, for another size."""
+    model = trace(component, dynamic=False)
+    put_weights(model, outline)
+    run(model, order.tuning.passes(target_of(component.name, order.target)))
+    host, _ = fit(component.name, model, order.target, order.allow_partitions)
+    entry, files = sizes.write_size(order.folder, built.entry, component, size, model, host)
+    return Built(replace(built.entry, sizes=(*built.entry.sizes, entry)), built.files | files)
 
 
 @contextmanager

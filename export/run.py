@@ -11,15 +11,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from export import package
-from export.build import Order, build
+from export.accelerator import require_static
+from export.build import Order, Tuning, build
 from export.defaults import pipeline
-from export.estimate import Estimate, estimate, require
+from export.estimate import UNBOUNDED_GROWTH, Estimate, estimate, require
 from export.families import family_of
 from export.parity import SMALL, check_package
 from export.reference import Oracle, ask
+from export.sizes import check_sizes
 from export.weights import open_checkpoint
 from graph_passes.errors import GraphError
-from graph_passes.pipelines import for_target
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package
 
@@ -28,7 +29,10 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be exported, and how. `height` and `width` are None for the model's own; `check` is None for full or quick by size."""
+    """What is to be exported, and how. `height` and `width` are None for the model's own; `check` is None for full or quick by size.
+
+    `sizes` (height, width) and `batches` hold all of them, these first, where a static package has several.
+    """
 
     model: str
     out: Path
@@ -42,6 +46,11 @@ class Request:
     check: str | None = None
     force: bool = False
     allow_pickle: bool = False
+    memory_budget: float | None = None
+    costs: str | None = None
+    allow_partitions: int = 1
+    sizes: tuple[tuple[int, int], ...] = ()
+    batches: tuple[int, ...] = ()
 
 
 def export(request: Request, say: Callable[[str], object] = print) -> Package:
@@ -49,18 +58,23 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
 
     Errors: InputError and Unavailable before the work starts, CheckFailed where a graph differs from torch.
     """
-    if request.precision != "fp32":
-        raise InputError(f"the precision '{request.precision}' is not there yet: this version exports fp32")
+    tuning = Tuning(request.precision, request.memory_budget, request.costs)
     try:
-        for_target(request.target)
+        tuning.passes(request.target)
     except GraphError as error:
         raise InputError(str(error)) from error
+    require_static(request.target, request.dynamic)
     with package.staged(request.out, request.force) as staging:
         checkpoint = open_checkpoint(request.model, request.weights, staging.work, allow_pickle=request.allow_pickle)
         defaults = pipeline(checkpoint, request.height, request.width, request.batch, request.dynamic)
-        order = Order(request.model, request.weights, request.allow_pickle, request.target, defaults, staging.package, staging.work)
+        if len(request.sizes) > 1 or len(request.batches) > 1:
+            all_sizes = request.sizes or ((defaults["height"], defaults["width"]),)
+            defaults |= {"sizes": [list(size) for size in all_sizes], "batches": list(request.batches)}
+        order = Order(request.model, request.weights, request.allow_pickle, request.target, defaults, staging.package, staging.work,
+                      tuning, request.allow_partitions)
         check = request.check or ("full" if sum(map(checkpoint.parameters, checkpoint.configs)) <= SMALL else "quick")
-        needed = estimate(checkpoint, check)
+        growth = 1.0 if request.target != "cpu" else request.memory_budget or UNBOUNDED_GROWTH
+        needed = estimate(checkpoint, check, growth)
         say(f"{checkpoint.alias}: {_megabytes(needed)}; this takes {needed}; check: {check}")
         require(needed, request.out)
         checkpoint.hashes.start()
@@ -82,6 +96,7 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             if check != "none":
                 oracle = ask(checkpoint, defaults, check, staging.work, step)
                 record(Package.open(staging.package), oracle, step)
+                check_sizes(Package.open(staging.package), checkpoint, step)
             bar.update(bar.total - bar.n)
     return Package.open(request.out)
 
