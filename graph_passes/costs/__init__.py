@@ -102,8 +102,10 @@ def table(name: str | None = None) -> Table:
     name = name or _here()
     path = FOLDER / f"{name}.json" if name in classes() else Path(name)
     if not path.is_file():
-        raise GraphError(f"There are no costs of {name!r}: name a class of machines ({', '.join(classes())}) or a file that "
-                         "'python -m runtime.bench --calibrate --json' wrote.")
+        raise GraphError(
+            f"There are no costs of {name!r}: name a class of machines ({', '.join(classes())}) or a file that "
+            "'python -m runtime.bench --calibrate --json' wrote."
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:
