@@ -127,7 +127,7 @@ def compare(reference: Trajectory, made: Trajectory, taken: Walk, limits: Limits
     Errors: CheckFailed naming the component that the first difference points to.
     """
     for name, ids in reference.ids.items():
-        if not np.array_equal(ids, made.ids[name]):
+        if name not in made.ids or not np.array_equal(ids, made.ids[name]):
             raise CheckFailed(f"'{name}' gives other ids than transformers for the prompt")
     if len(reference.timesteps) != len(made.timesteps):
         raise CheckFailed(f"'scheduler' takes {len(made.timesteps)} steps where diffusers takes {len(reference.timesteps)}")
