@@ -117,7 +117,7 @@ def _site(node: ir.Node) -> _Site:
 
 def _quick_gelu(sigmoid: ir.Node) -> _Site:
     scaled = producer(sigmoid.inputs[0], "Mul")
-    x = scaled and _factor(scaled, QUICK)
+    x = _factor(scaled, QUICK) if scaled is not None else None
     product = only_user(sigmoid.outputs[0], "Mul")
     if x is None or product is None or other_operand(product, sigmoid.outputs[0]) is not x:
         raise Refused("the sigmoid of 1.702 x is not multiplied with x alone")
@@ -127,13 +127,13 @@ def _quick_gelu(sigmoid: ir.Node) -> _Site:
 def _around_erf(erf: ir.Node) -> _Site:
     """x * (1 + erf(x / sqrt 2)) / 2, its three factors in any order."""
     argument = producer(erf.inputs[0], "Div", "Mul")
-    x = argument and _factor(argument, math.sqrt(0.5))
+    x = _factor(argument, math.sqrt(0.5)) if argument is not None else None
     shifted = only_user(erf.outputs[0], "Add")
     if x is None or shifted is None or not _is_number(other_operand(shifted, erf.outputs[0]), 1):
         raise Refused("it is not 1 + erf(x / sqrt 2)")
     first = only_user(shifted.outputs[0], "Mul")
-    other = first and other_operand(first, shifted.outputs[0])
-    if first is not None and other is not None:
+    if first is not None:
+        other = other_operand(first, shifted.outputs[0])
         half_x = producer(other, "Mul", "Div")
         if half_x is not None and _factor(half_x, 0.5) is x:
             return _Site(first, "Gelu", x)
@@ -161,7 +161,7 @@ def _geglu(gelu: _Site) -> _Site | None:
 
 def _source(part: ir.Value) -> ir.Value | None:
     node = producer(part, "Split", "Slice")
-    return node and node.inputs[0]
+    return node.inputs[0] if node is not None else None
 
 
 def _part(value: ir.Value, channels: int) -> tuple[int, int] | None:

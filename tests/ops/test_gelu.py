@@ -127,8 +127,8 @@ def test_one_file_runs_on_the_kernel_with_the_library_and_on_the_body_without(
     ops_library: Path, op_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = node(op_type, ("N", "T", 8)), operand((2, 5, 8), 2)
-    results = [session(model, library).run(None, {"x": x})[0] for library in (ops_library, None)]
-    np.testing.assert_allclose(*results, rtol=0, atol=16 * UNIT * 4 * np.abs(x).max())
+    kernel, body = (session(model, library).run(None, {"x": x})[0] for library in (ops_library, None))
+    np.testing.assert_allclose(kernel, body, rtol=0, atol=16 * UNIT * 4 * np.abs(x).max())
     monkeypatch.setenv("HANDHELD_ISA", "none")  # refused where there is a kernel, and only there
     session(model, None)
     with pytest.raises(Exception, match="HANDHELD_ISA is 'none'"):

@@ -1,0 +1,57 @@
+// y = x W + bias, with what directly follows it in a transformer: what a kernel takes and what it promises.
+//
+// The weights lie in the file in the order in which every kernel reads them, whatever its vectors: panels of 16 columns, each
+//   [K][16] float32            or            [K / 2 rounded up][16][2] bfloat16, pairs along K; zeros where there is no column or no row.
+#pragma once
+
+#include <cstdint>
+
+#include "../cpu.h"
+
+namespace handheld {
+
+constexpr std::int64_t kPanelColumns = 16;
+
+enum class LinearForm {
+  kPlain,  // y = x W + bias
+  kAdd,    // y = x W + bias + residual
+  kGeglu,  // y = v * gelu(g), [v, g] = x W + bias
+};
+
+struct Linear {
+  const float* x;               // [rows, depth]
+  const std::uint16_t* rounded; // x as bfloat16, [rows, depth + depth % 2], where the kernel asks for it; else null
+  const void* weights;          // panels of float32 or bfloat16
+  const float* bias;            // [columns]
+  const float* residual;        // [rows, columns] for kAdd, else null
+  float* y;                     // [rows, columns], for kGeglu [rows, columns / 2]; no part of the others
+  std::int64_t rows, depth, columns;
+  LinearForm form;              // for kGeglu half of the columns is a multiple of kPanelColumns
+};
+
+// Rows first_row to last_row, and panels first_panel to last_panel of the result: for kGeglu panels of y.
+struct LinearBlock {
+  std::int64_t first_row, last_row, first_panel, last_panel;
+};
+
+// Error against real arithmetic, with s the sum over the depth of |x| |w|: at most (depth + 4) * 2^-24 * (s + |bias| + |residual|) where
+// the activations are float32, and 2^-8 * s more where they are rounded to bfloat16 (2^-9 each, twice what it takes); the weights are
+// what they are. Before GELU, whose slope is at most 1.13 and whose own error is that of gelu.h.
+// No memory is allocated, and nothing outside the arrays is read or written.
+struct LinearKernels {
+  void (*float32)(const Linear& task, const LinearBlock& block);
+  void (*bfloat16)(const Linear& task, const LinearBlock& block);
+  void (*round)(const float* x, std::uint16_t* to, std::int64_t rows, std::int64_t depth);  // null where bfloat16 takes x as it is
+  std::int64_t panels;  // that are computed together: a block has a multiple of them, but for the last
+};
+
+LinearKernels linear_kernels(Isa isa);
+
+// One set per instruction set, in linear_<isa>.cc.
+extern const LinearKernels linear_portable;
+extern const LinearKernels linear_avx2;
+extern const LinearKernels linear_avx512;
+extern const LinearKernels linear_avx512bf16;
+extern const LinearKernels linear_neon;
+
+}  // namespace handheld

@@ -1,0 +1,7 @@
+#include "linear_vector.h"
+
+namespace handheld {
+
+const LinearKernels linear_avx512 = {linear<Floats<Avx512Vector>, 6, 4>, linear<WidenedPairs<Avx512Vector>, 6, 4>, nullptr, 4};
+
+}  // namespace handheld

@@ -1,0 +1,7 @@
+#include "linear_vector.h"
+
+namespace handheld {
+
+const LinearKernels linear_portable = {linear<Floats<PortableVector>, 2, 1>, linear<WidenedPairs<PortableVector>, 2, 1>, nullptr, 1};
+
+}  // namespace handheld
