@@ -9,6 +9,7 @@ from graph_passes.errors import GraphError
 from graph_passes.ops.attention import FUSE_FLASH_ATTENTION
 from graph_passes.ops.gelu import FUSE_GELU
 from graph_passes.ops.group_norm import FUSE_GROUP_NORM
+from graph_passes.ops.linear import fuse_linear
 from graph_passes.passes.attach_bodies import ATTACH_BODIES
 from graph_passes.passes.constants import FOLD_CONSTANTS, LIFT_CONSTANTS
 from graph_passes.passes.duplicates import MERGE_INITIALIZERS, MERGE_NODES
@@ -103,7 +104,10 @@ PORTABLE: tuple[Pass, ...] = (
 )
 
 # custom ops with native kernels; optimizers inline functions, so the bodies come last
-CPU: tuple[Pass, ...] = (*PORTABLE, FUSE_GROUP_NORM, FUSE_GELU, FUSE_FLASH_ATTENTION, NAME_NODES, ATTACH_BODIES)
+# (linear layers take GEGLU in, and leave to attention what is its own)
+_FUSE: tuple[Pass, ...] = (FUSE_GROUP_NORM, FUSE_GELU, FUSE_FLASH_ATTENTION)
+_ATTACH: tuple[Pass, ...] = (NAME_NODES, ATTACH_BODIES)
+CPU: tuple[Pass, ...] = (*PORTABLE, *_FUSE, fuse_linear("fp32"), *_ATTACH)
 
 # linear layers are products of two matrices, and so found before their weights are turned for MatMul
 _LINEAR: tuple[Pass, ...] = (INLINE_FUNCTIONS, LIFT_CONSTANTS, REMOVE_IDENTITY.as_pass(), INFER_SHAPES, MULTIPLY_FLAT.as_pass())
@@ -183,5 +187,5 @@ def for_target(
     passes = TARGETS[target]
     if target == "cpu":
         policy = Policy(table(costs), precision, budget, at or {})
-        passes = (*PORTABLE, winograd(policy), *CPU[len(PORTABLE) :])
+        passes = (*PORTABLE, winograd(policy), *_FUSE, fuse_linear(precision), *_ATTACH)
     return (*first, *second, *passes)
