@@ -84,7 +84,7 @@ def measure(job: Job) -> dict[str, Any]:
     with sessions:
         seconds, runs, more = stages.get(job.component, _component)(job, sessions)
         assigned: dict[str, int] = {}
-        for component in sessions.load_seconds:
+        for component in sessions.loaded:
             for name, nodes in sessions.assigned(component).items():
                 assigned[name] = assigned.get(name, 0) + nodes
         timing = percentiles(seconds) if seconds else {}

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from runtime.errors import InputError
 from runtime.manifest import ComponentEntry, HostEntry, Package, Port, SizeEntry, inside
 from runtime.providers import Provider, provider, unavailable
+from runtime.tokenizer import Tokenizer
 
 CUSTOM_OPS_DOMAIN = "handheld"
 _LIBRARY_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -40,7 +41,7 @@ class Sessions:
     `threads` are those of one operator (0: as many as there are cores). With `low_memory` at most one component is loaded at a
     time, and its weights stay in the mapped file: slower by what packing them gains (the U-Net of SD 1.4 loads with 0.04 GB of anonymous
     memory in place of 3.5).
-    `load_seconds` tells how long each component took to load, the last time it did.
+    `load_seconds` tells how long each component and tokenizer took to load, the last time it did.
     """
 
     def __init__(self, package: Package, provider: Provider, threads: int = 0, low_memory: bool = False) -> None:
@@ -52,6 +53,7 @@ class Sessions:
         self.low_memory = low_memory
         self.load_seconds: dict[str, float] = {}
         self._loaded: dict[str, dict[str, ort.InferenceSession]] = {}  # by component, by file
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def __enter__(self) -> Sessions:
         return self
@@ -112,6 +114,14 @@ class Sessions:
             made = _run(component, self._load(component, graph.host), {port.name: feeds.pop(port.name) for port in graph.host.inputs})
             feeds |= made
         return _run(component, self._load(component, graph), feeds)
+
+    def tokenizer(self, folder: str) -> Tokenizer:
+        """One of the package's tokenizers, read when it is first needed. Errors: those of `Tokenizer.from_folder`."""
+        if folder not in self._tokenizers:
+            start = time.perf_counter()
+            self._tokenizers[folder] = Tokenizer.from_folder(self.package.path / folder)
+            self.load_seconds[folder] = time.perf_counter() - start
+        return self._tokenizers[folder]
 
     def assigned(self, component: str) -> dict[str, int]:
         """How many nodes of a component each execution provider really got, by ONNX Runtime's name of the provider."""

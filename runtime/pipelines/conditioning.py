@@ -13,7 +13,6 @@ from runtime.pipelines import batched
 from runtime.pipelines.settings import Resolved
 from runtime.pipelines.size_conditioning import BASE, REFINER
 from runtime.session import Sessions
-from runtime.tokenizer import Tokenizer
 
 Conditioning = dict[str, np.ndarray]  # by the U-Net's input: a row per picture; under guidance twice as many, the negatives' first
 # of packages that say nothing of their text encoders: Stable Diffusion's one
@@ -45,13 +44,13 @@ def texts(settings: Resolved, guided: bool, pipeline: Mapping[str, Any]) -> list
 def embed(sessions: Sessions, wanted: Sequence[str | None], timings: dict[str, list[float]]) -> tuple[Embedded, list[str]]:
     """A row for each of `wanted`, zeros for None, and warnings for the user. Equal texts are encoded once.
 
-    Errors: CheckFailed where an encoder gives NaN or infinity; those of `Tokenizer` and `Sessions`.
+    Errors: CheckFailed where an encoder gives NaN or infinity; those of `Sessions`.
     """
     unique = list(dict.fromkeys(text for text in wanted if text is not None))
     states, pooled, warnings = [], None, []
     for encoder in text_encoders(sessions.package.manifest.pipeline):
         component = encoder["component"]
-        tokenizer = Tokenizer.from_folder(sessions.package.path / encoder["tokenizer"])
+        tokenizer = sessions.tokenizer(encoder["tokenizer"])
         warnings += [warning for text in unique if (warning := tokenizer.warning(text))]
         outputs = batched.run(sessions, component, {"input_ids": tokenizer.encode(unique)}, timings)
         states.append(outputs[encoder["embeddings"]].astype(np.float32))

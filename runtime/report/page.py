@@ -18,7 +18,7 @@ from PIL import Image
 from runtime import compare
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package, inside
-from runtime.measure import PIPELINE, STEP
+from runtime.measure import PIPELINE, PROMPTS, STEP
 from runtime.report import charts
 
 FOLDER = Path(__file__).parent
@@ -104,7 +104,6 @@ def render(report: Report) -> str:
             rows=rows,
             providers=sorted({name for row in rows for name in row["assigned"]}),
             step=next((row for row in rows if row["component"] == STEP), None),
-            whole=next((row for row in rows if row["component"] == PIPELINE), None),
             size=sum(entry.bytes for entry in manifest.files.values()),
             worst=min((e.parity["snr_db"] for e in manifest.components.values() if e.parity), default=None),
             unchecked=[name for name, entry in manifest.components.items() if not entry.parity],
@@ -209,5 +208,5 @@ def _latency_charts(rows: Iterable[dict[str, Any]]) -> list[Markup]:
     eps = list(dict.fromkeys(row["ep"] for row in shown))
     figures = {(row["ep"], row["component"]): (row["median_ms"], row["p90_ms"]) for row in shown}
     series: charts.Series = {ep: [figures.get((ep, name)) for name in names] for ep in eps}
-    labels = ["one step" if name == STEP else name for name in names]
+    labels = [{PROMPTS: "the prompt", STEP: "one step"}.get(name, name) for name in names]
     return [Markup(charts.latency(labels, series, width)) for width in (charts.WIDE, charts.NARROW)]
