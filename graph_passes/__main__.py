@@ -36,14 +36,13 @@ class Wish:
         """Errors: GraphError."""
         return for_target(
             self.target,
-            shapes=parse_shapes("--static", self.static),
+            shapes=parse_shapes(self.static),
             simplify=self.simplify,
             precision=self.precision,
-            at=parse_shapes("--at", self.at),
+            at=parse_shapes(self.at, "--at"),
             budget=self.memory_budget,
             costs=self.costs,
         )
-
 
 
 def transform(source: Path, out: Path, wish: Wish, force: bool, report: Path | None) -> None:

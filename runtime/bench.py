@@ -194,7 +194,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _calibrate(threads: int, json_file: Path | None) -> None:
     """Measures the machine's convolutions and prints them, a line for each layer."""
-    count = len(calibrate.LAYERS) * len(calibrate.ALGORITHMS)
+    count = calibrate.ROUNDS * len(calibrate.LAYERS) * len(calibrate.ALGORITHMS)
     with tqdm(total=count, desc="convolutions", leave=False, disable=None) as bar:
         found = calibrate.calibrate(threads, step=bar.update)
     click.echo(calibrate.table(found["rows"]))
@@ -232,6 +232,8 @@ def main(
 ) -> None:
     """Measures every component of PACKAGE, the prompt, a denoising step, and with --steps a whole picture. Without PACKAGE: the demo's."""
     if of_machine:
+        if package is not None:
+            raise InputError(f"--calibrate measures the machine and no package: leave out '{package}'")
         _calibrate(threads, json_file)
         return
     opened = Package.open(package or demo_package())
@@ -250,7 +252,7 @@ def main(
         for row in bench.rows:
             if row["component"] == PIPELINE:
                 parts = f"the prompt {row['prompt_ms']:.2f} ms, each step {row['step_ms']:.2f} ms, decoding {row['decoding_ms']:.2f} ms"
-                click.echo(f"\nA picture of {steps} steps on {row['ep']}: {parts}.")
+                click.echo(f"\nA picture in {steps} step{'s' * (steps > 1)} on {row['ep']}: {parts}.")
         if not all(row["flops"] for row in bench.rows):
             click.echo("\nGFLOP/s is missing where the package does not state the work, which it does for its own size only.")
     for ep, missing in bench.errors.items():

@@ -8,6 +8,7 @@ as many. The weights are transformed when the model is written; B and A are the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,8 +146,7 @@ class Site:
 
     def packed_bytes(self, tile: int, dtype: ir.DataType) -> int:
         """Of the transformed ones."""
-        shape = packed_shape(self.channels_out, self.channels_in, tile, dtype)
-        return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return int(math.prod(packed_shape(self.channels_out, self.channels_in, tile, dtype)) * dtype.itemsize)
 
 
 def sites(model: ir.Model) -> list[Site]:
@@ -263,6 +263,7 @@ def fuse_winograd(model: ir.Model, chosen: Mapping[ir.Node, tuple[int, ir.DataTy
         graph, last = convolution.graph, found.last
         assert isinstance(graph, ir.Graph)
         assert weights is not None
+        assert weights.const_value is not None
         if (weights, tile, dtype) not in made:
             tensor = ir.LazyTensor(
                 functools.partial(_transformed, weights.const_value, tile, dtype),

@@ -77,7 +77,7 @@ def _text(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def parse_shapes(texts: tuple[str, ...], option: str = "--static") -> dict[str, tuple[int, ...]]:
     """`name=2x4x64x64` -> {name: (2, 4, 64, 64)}. Errors: GraphError where a text has another form."""
     shapes = {}
     for text in texts:
@@ -87,5 +87,5 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         except ValueError:
             name = ""
         if not name:
-            raise GraphError(f"--static takes an input and its shape, such as sample=2x4x64x64, not {text!r}.")
+            raise GraphError(f"{option} takes an input and its shape, such as sample=2x4x64x64, not {text!r}.")
     return shapes
