@@ -51,8 +51,9 @@ def numbered(out: Path, count: int) -> list[Path]:
 
 def _summary(result: Result, load_seconds: list[dict[str, float]]) -> str:
     """The three parts of a picture apart, as latency is compared; then all of it, and what came before."""
+    made = len(result.timings["unet"])
     parts = (
-        f"prompt {result.prompt_seconds:.3f} s, {len(result.timings['unet'])} steps of {result.step_seconds:.3f} s, "
+        f"prompt {result.prompt_seconds:.3f} s, {made} step{'s' * (made > 1)} of {result.step_seconds:.3f} s, "
         f"decoding {result.decoding_seconds:.3f} s"
     )
     running = sum(sum(seconds) for seconds in result.timings.values())
@@ -79,10 +80,10 @@ def _summary(result: Result, load_seconds: list[dict[str, float]]) -> str:
 @click.option("--crop", type=CORNER, help="SDXL: the corner where it was cut out.  [default: 0,0]")
 @click.option("--target-size", type=SIZE, help="SDXL's base: its size after that.  [default: the picture's]")
 @click.option("--aesthetic-score", type=float, help="SDXL's refiner: 1 to 10.  [default: the package's]")
-@click.option("--negative-original-size", type=SIZE, help="What guidance leads away from.  [default: the positive]")
-@click.option("--negative-crop", type=CORNER, help="Likewise.")
-@click.option("--negative-target-size", type=SIZE, help="Likewise.")
-@click.option("--negative-aesthetic-score", type=float, help="Likewise.")
+@click.option("--negative-original-size", type=SIZE, help="The original size that guidance leads away from.  [default: the other]")
+@click.option("--negative-crop", type=CORNER, help="The corner likewise.  [default: 0,0, without other negatives the base's other]")
+@click.option("--negative-target-size", type=SIZE, help="The target size likewise.  [default: the other]")
+@click.option("--negative-aesthetic-score", type=float, help="The score likewise.  [default: the package's]")
 @click.option("--count", default=1, help="How many pictures.")
 @click.option("--ep", default="cpu", help="The execution provider.")
 @click.option("--threads", default=0, help="Threads of one operator, 0: one per core.")

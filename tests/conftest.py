@@ -29,3 +29,21 @@ def tiny_package(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     out = tmp_path_factory.mktemp("package") / "tiny"
     subprocess.run([sys.executable, "-m", "export", str(tiny_checkpoint), str(out), "--check", "full"], check=True, cwd=ROOT)
     return out
+
+
+def _seeded(alias: str, out: Path) -> Path:
+    """The portable package of a model of random weights, as the command makes it, unchecked."""
+    subprocess.run([sys.executable, "-m", "export", alias, str(out), "--check", "none"], check=True, cwd=ROOT)
+    return out
+
+
+@pytest.fixture(scope="session")
+def sdxl_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of SDXL's structure. Nobody may write to it."""
+    return _seeded("tiny-sdxl", tmp_path_factory.mktemp("sdxl") / "base")
+
+
+@pytest.fixture(scope="session")
+def refiner_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of the structure of SDXL's refiner, whose latents are those of `sdxl_package`. Nobody may write to it."""
+    return _seeded("tiny-sdxl-refiner", tmp_path_factory.mktemp("sdxl") / "refiner")

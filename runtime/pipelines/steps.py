@@ -50,7 +50,7 @@ def before_handover(scheduler: Scheduler, timesteps: np.ndarray, handover: float
     is diffusers' `denoising_end`. Errors: InputError where there is none."""
     kept = timesteps[: max(scheduler.steps_before(handover) - scheduler.index, 0)]
     if not len(kept):
-        raise InputError(f"a hand-over at {handover:g} leaves the base none of {scheduler.steps} steps: hand over later, or make more")
+        raise InputError(f"a hand-over at {handover:g} leaves the base no step of {scheduler.steps}: hand over later, or make more")
     return kept
 
 
@@ -59,6 +59,6 @@ def after_handover(scheduler: Scheduler, handover: float) -> np.ndarray:
     begin = scheduler.steps_before(handover)
     if begin == len(scheduler.timesteps):
         raise InputError(
-            f"a hand-over at {handover:g} leaves the refiner none of {scheduler.steps} steps: hand over earlier, or make more"
+            f"a hand-over at {handover:g} leaves the refiner no step of {scheduler.steps}: hand over earlier, or make more"
         )
     return scheduler.start_at(begin)

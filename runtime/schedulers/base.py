@@ -102,7 +102,7 @@ class Scheduler(ABC):
         kept = min(int(self.steps * strength), self.steps)
         if kept == 0:
             enough = math.ceil(1 / strength)
-            raise InputError(f"a strength of {strength:g} leaves none of {self.steps} steps: take {enough} steps or more, or more strength")
+            raise InputError(f"a strength of {strength:g} leaves no step of {self.steps}: take {enough} steps or more, or more strength")
         return self.start_at(self.steps - kept)
 
     def start_at(self, index: int) -> np.ndarray:

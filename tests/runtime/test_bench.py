@@ -62,7 +62,7 @@ def test_rows_of_every_component_a_step_and_a_picture(tiny_package: Path, tmp_pa
     parts = [rows["pipeline"][name] for name in ("prompt_ms", "step_ms", "decoding_ms")]
     assert min(parts) > 0
     figures = "the prompt {:.2f} ms, each step {:.2f} ms, decoding {:.2f} ms".format(*parts)
-    assert f"A picture of 2 steps on cpu: {figures}." in result.output
+    assert f"A picture in 2 steps on cpu: {figures}." in result.output
     # guidance asks for two texts, and a step is the U-Net on two rows; a picture is both texts, two steps and one decoding
     flops = {name: row["flops"] for name, row in rows.items()}
     assert flops == {

@@ -140,7 +140,7 @@ def test_what_is_left_open_leaves_a_step(
 
 
 def test_no_step_is_a_sentence(xl_turbo: torch_packages.TorchSessions) -> None:
-    with pytest.raises(InputError, match=r"a strength of 0.3 leaves none of 3 steps: take 4 steps or more, or more strength"):
+    with pytest.raises(InputError, match=r"a strength of 0.3 leaves no step of 3: take 4 steps or more, or more strength"):
         image_to_image(xl_turbo, replace(ONE, image=PHOTO, steps=3, strength=0.3))
 
 

@@ -80,7 +80,7 @@ def test_what_is_missing_is_named(photo: np.ndarray, tiny_package: Path) -> None
     package = Package.open(tiny_package)
     with pytest.raises(InputError, match="image to image needs an image"):
         image_to_image(package, Settings.one_prompt("x"))
-    with pytest.raises(InputError, match=r"a strength of 0.1 leaves none of 5 steps: take 10 steps or more, or more strength"):
+    with pytest.raises(InputError, match=r"a strength of 0.1 leaves no step of 5: take 10 steps or more, or more strength"):
         image_to_image(package, Settings.one_prompt("x", image=photo, steps=5, strength=0.1, height=64, width=64))
     with pytest.raises(InputError, match=r"the strength 1.5 is not above 0 and at most 1"):
         image_to_image(package, Settings.one_prompt("x", image=photo, strength=1.5, height=64, width=64))

@@ -321,9 +321,9 @@ def test_what_does_not_go_together_is_refused(
     for share in (0.0, 1.0, 2.0):
         with pytest.raises(InputError, match=r"is not possible: give a share of the noise between 0 and 1, such as 0.8"):
             base_and_refiner(base, refiner, ONE, share)
-    with pytest.raises(InputError, match=r"a hand-over at 0.9999 leaves the refiner none of 4 steps: hand over earlier, or make more"):
+    with pytest.raises(InputError, match=r"a hand-over at 0.9999 leaves the refiner no step of 4: hand over earlier, or make more"):
         base_and_refiner(base, refiner, ONE, 0.9999)
-    with pytest.raises(InputError, match=r"a hand-over at 0.2 leaves the base none of 10 steps: hand over later, or make more"):
+    with pytest.raises(InputError, match=r"a hand-over at 0.2 leaves the base no step of 10: hand over later, or make more"):
         base_and_refiner(base, refiner, replace(ONE, steps=10, image=photo, strength=0.5), 0.2)
     other = torch_packages.sessions(base_folder, base_parts, scaling_factor=0.18215)
     with pytest.raises(

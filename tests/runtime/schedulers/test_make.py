@@ -98,7 +98,7 @@ def test_refused_strengths() -> None:
     for strength in (0.0, -0.5, 1.5):
         with pytest.raises(InputError, match=f"the strength {strength:g} is not above 0 and at most 1"):
             scheduler.timesteps_from(strength)
-    with pytest.raises(InputError, match=r"a strength of 0.04 leaves none of 20 steps: take 25 steps or more, or more strength"):
+    with pytest.raises(InputError, match=r"a strength of 0.04 leaves no step of 20: take 25 steps or more, or more strength"):
         scheduler.timesteps_from(0.04)
 
 
