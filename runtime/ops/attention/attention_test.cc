@@ -161,6 +161,7 @@ void check_masks(const Variant& variant) {
       check(variant, inputs);
     }
   }
+  HANDHELD_CHECK(variant.kernel.pieces(Inputs({1, 2, 0, 5, 3}, 1).task) == 0, "%s has work without queries", variant.name.c_str());
   // no key at all is as if all were masked
   const std::vector<float> y = run(variant, Inputs({1, 2, 5, 0, 3}, 1).task);
   HANDHELD_CHECK(y == std::vector<float>(30, 0.0f), "%s does not give 0 without keys", variant.name.c_str());

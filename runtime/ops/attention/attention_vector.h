@@ -13,11 +13,11 @@
 namespace handheld {
 namespace {
 
-constexpr std::int64_t kKeyBlock = 128;           // keys whose scores with a tile stay in the first-level cache: 24 KB in 48 lanes
-constexpr std::int64_t kStateFloats = 64 << 10;   // of the tiles that share a block of keys while it is in the second-level cache: 256 KB
+constexpr std::int64_t kKeyBlock = 96;            // keys whose scores with a tile stay in the first-level cache: 18 KB in 48 lanes
+constexpr std::int64_t kStateFloats = 256 << 10;  // of the tiles that share a block of keys: 1 MB, a second-level cache
 constexpr std::int64_t kMostTiles = 8;            // more would leave threads without work where queries are few
 constexpr float kLowest = -3.40282347e38f;        // no finite score is below it
-constexpr float kSmallest = 1.17549435e-38f;
+constexpr float kSmallest = 1.17549435e-38f;       // no sum but 0 is below it
 
 // One head of one image.
 struct Head {
@@ -106,6 +106,15 @@ struct Tile {
     }
   }
 
+  // Asks for rows of keys or values to be in the second-level cache when they are needed.
+  template <int kCount>
+  void prefetch(const float* from, std::int64_t token) const {
+    if (token + kCount > task.keys) return;
+    for (int row = 0; row < kCount; ++row) {
+      for (std::int64_t at = 0; at < task.dim; at += 16) __builtin_prefetch(from + (token + row) * head.width + at, 0, 2);
+    }
+  }
+
   // scores [keys][kWidth] of the keys from `key` on
   void score(std::int64_t key, std::int64_t keys, float* scores) const {
     in_panels<kRows>(0, keys, [&]<int kCount>(Count<kCount>, std::int64_t at) {
@@ -113,6 +122,8 @@ struct Tile {
       for (auto& row : sums) {
         for (Register& each : row) each = V::broadcast(0.0f);
       }
+      prefetch<kCount>(head.k, key + at + kKeyBlock);
+      prefetch<kCount>(head.v, key + at);
       multiply(sums, head.k + (key + at) * head.width, head.width, 1, queries, task.dim);
       for (int row = 0; row < kCount; ++row) {
         for (int column = 0; column < kColumns; ++column) V::store(scores + (at + row) * kWidth + column * V::lanes, sums[row][column]);
@@ -265,10 +276,13 @@ struct Flash {
   using Register = typename V::Register;
   static constexpr int kWidth = kColumns * V::lanes;
 
-  // Tiles that share the blocks of keys that they read.
+  // How many tiles a piece has: as many as fit share the blocks of keys that they read, and all pieces are about as large.
   static std::int64_t tiles(const Attention& task) {
+    if (task.queries == 0) return 1;
     const std::int64_t fitting = kStateFloats / Tile<V, kRows, kColumns>::state(task.dim);
-    return fitting < 1 ? 1 : fitting > kMostTiles ? kMostTiles : fitting;
+    const std::int64_t most = fitting < 1 ? 1 : fitting > kMostTiles ? kMostTiles : fitting;
+    const std::int64_t all = blocks_of(task, kWidth), pieces = (all + most - 1) / most;
+    return (all + pieces - 1) / pieces;
   }
 
   static std::int64_t pieces(const Attention& task) { return task.batch * task.heads * blocks_of(task, tiles(task) * kWidth); }
