@@ -50,6 +50,7 @@ from graph_passes.rules.lower_group_norm import LOWER_GROUP_NORM
 from graph_passes.rules.lower_instance_norm import LOWER_INSTANCE_NORM
 from graph_passes.rules.lower_layer_norm import LOWER_LAYER_NORM
 from graph_passes.rules.multiply_flat import MULTIPLY_FLAT
+from graph_passes.rules.multiply_tokens import MULTIPLY_TOKENS
 from graph_passes.rules.pool_by_product import POOL_BY_PRODUCT
 from graph_passes.rules.unfold_groups import UNFOLD_GROUPS
 from graph_passes.step import Pass
@@ -105,7 +106,7 @@ PORTABLE: tuple[Pass, ...] = (
 
 # custom ops with native kernels; optimizers inline functions, so the bodies come last
 # (linear layers take GEGLU in, and leave to attention what is its own)
-_FUSE: tuple[Pass, ...] = (FUSE_GROUP_NORM, FUSE_GELU, FUSE_FLASH_ATTENTION)
+_FUSE: tuple[Pass, ...] = (FUSE_GROUP_NORM, FUSE_GELU, FUSE_FLASH_ATTENTION, MULTIPLY_TOKENS.as_pass(), REMOVE_UNUSED)
 _ATTACH: tuple[Pass, ...] = (NAME_NODES, ATTACH_BODIES)
 CPU: tuple[Pass, ...] = (*PORTABLE, *_FUSE, fuse_linear("fp32"), *_ATTACH)
 
