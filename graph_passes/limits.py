@@ -37,7 +37,7 @@ def nnapi(node: ir.Node) -> Iterator[Fault]:
     yield from _types(node, (FLOAT,), {"Cast": (FLOAT, INT32), "Gather": (FLOAT, INT32), "Concat": (FLOAT, INT32)})
     for value in (*node.inputs, *node.outputs):
         if value is not None and len(_shape(value)) > 4:
-            yield Fault("a tensor has more than 4 dimensions", "heads in the batch", _described(value))
+            yield Fault("a tensor has more than 4 dimensions", what=_described(value))
             break
     yield from (Fault("an input of the graph is a scalar", HOST, _described(value)) for value in _scalar_inputs(node))
     if node.op_type == "Conv":
@@ -51,7 +51,7 @@ def nnapi(node: ir.Node) -> Iterator[Fault]:
     elif node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "ReduceMean", "Slice", "Split"):
         yield from _constants(node, dict.fromkeys(range(1, len(node.inputs)), "shape, axes or lengths"))
         if node.op_type == "Split" and len({_shape(output)[integer(node, "axis", 0)] for output in node.outputs}) > 1:
-            yield Fault("the parts are of different lengths, and NNAPI splits in equal ones", "split evenly")
+            yield Fault("the parts are of different lengths, and NNAPI splits in equal ones")
     elif node.op_type == "Gather" and not is_constant(node.inputs[1]) and _dtype(node.inputs[1]) != INT32:
         yield Fault("the indices are neither constant nor int32", HOST)
     elif node.op_type == "Pad":
@@ -74,7 +74,7 @@ def coreml(node: ir.Node) -> Iterator[Fault]:
     for index, value in enumerate(node.inputs):
         sizes = _shape(value)
         if len(sizes) > 5:
-            yield Fault("a tensor has more than 5 dimensions", "heads in the batch", _described(value))
+            yield Fault("a tensor has more than 5 dimensions", what=_described(value))
         if any(size > COREML_LONGEST for size in sizes):
             yield Fault(f"a dimension is longer than {COREML_LONGEST}", "unfold groups", _described(value))
         if 0 in sizes and not (node.op_type == "Resize" and index == 1):
@@ -114,7 +114,7 @@ def _nnapi_product(node: ir.Node) -> Iterator[Fault]:
     plain = len(first) == len(second) == 2 and is_constant(node.inputs[1])
     batched = len(first) >= 3 and len(first) == len(second) and first[:-2] == second[:-2]
     if not plain and not batched:
-        how = "multiply linear layers flat" if is_constant(node.inputs[1]) else "heads in the batch"
+        how = "multiply linear layers flat" if is_constant(node.inputs[1]) else ""
         yield Fault(
             "it is no matrix times a constant one, nor as many times as many matrices", how, f"{_sizes(first)} times {_sizes(second)}"
         )
@@ -134,6 +134,9 @@ def _resize(node: ir.Node, whole: bool) -> Iterator[Fault]:
     """Nearest neighbours of NCHW pictures by constant factors; `whole`: by whole numbers only."""
     if len(_shape(node.inputs[0])) != 4:
         yield Fault("only pictures in NCHW are resized")
+    before, after = _shape(node.inputs[0]), _shape(node.outputs[0])
+    if before[:2] != after[:2] or (whole and any(new % old for old, new in zip(before, after, strict=True))):
+        yield Fault("it does more than to enlarge height and width by whole factors")
     form = (
         _text(node, "mode", "nearest"),
         _text(node, "coordinate_transformation_mode", "half_pixel"),
@@ -152,9 +155,6 @@ def _resize(node: ir.Node, whole: bool) -> Iterator[Fault]:
         yield Fault("it smooths, leaves out the outside, or names axes")
     if _text(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
         yield Fault("it keeps the ratio of the sides")
-    before, after = _shape(node.inputs[0]), _shape(node.outputs[0])
-    if before[:2] != after[:2] or (whole and any(new % old for old, new in zip(before, after, strict=True))):
-        yield Fault("it does more than to enlarge height and width by whole factors")
 
 
 def _constants(node: ir.Node, meaning: dict[int, str]) -> Iterator[Fault]:
