@@ -143,3 +143,10 @@ def test_a_provider_that_onnx_runtime_drops_in_silence_is_unavailable(sessions: 
 def test_negative_threads_are_refused(tiny_package: Path) -> None:
     with pytest.raises(InputError, match="-1 threads are not possible: give a positive number, or 0 for one per core"):
         Sessions(Package.open(tiny_package), provider("cpu"), threads=-1)
+
+
+def test_a_tokenizer_is_read_once(tiny_package: Path) -> None:
+    with Sessions(Package.open(tiny_package), provider("cpu")) as sessions:
+        first = sessions.tokenizer("tokenizer")
+        assert sessions.tokenizer("tokenizer") is first
+        assert sessions.load_seconds["tokenizer"] > 0
