@@ -13,6 +13,8 @@ PACKAGE = build/demo/package
 BIN := .venv/bin
 DEMO := build/demo
 INTEROP := build/interop
+ABLATION := build/ablation/$(notdir $(MODEL))
+PEERS := build/peers/$(notdir $(MODEL))
 PROMPT := a red circle above a blue square on a yellow background
 GRAPHS := text_encoder unet vae_encoder vae_decoder
 
@@ -20,10 +22,11 @@ GRAPHS := text_encoder unet vae_encoder vae_decoder
 checksum = $(shell cat $(1) | cksum | cut -d' ' -f1)
 SETUP := .venv/.installed-$(call checksum,pyproject.toml constraints.txt)
 SETUP_INTEROP := .venv-interop/.installed-$(call checksum,constraints-interop.txt)
+SETUP_PEERS := .venv-peers/.installed-$(call checksum,constraints-peers.txt)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup kernels demo test test-asan test-arm64 lint export parity-full bench report interop clean
+.PHONY: help setup kernels demo test test-asan test-arm64 lint export parity-full bench report ablation peers interop clean
 .DELETE_ON_ERROR:
 
 help: ## Print this list
@@ -93,6 +96,25 @@ bench: kernels ## Measure PACKAGE, by default the demo's
 
 report: bench ## Write the report of PACKAGE, freshly measured
 	$(BIN)/python -m runtime.report $(PACKAGE) --bench build/bench.json --out build/report.html
+
+# Nothing is checked here: every row is held against torch before its time counts.
+ablation: kernels ## What each optimization is worth here, as the paper's table: MODEL, WEIGHTS
+	$(BIN)/python -m export "$(MODEL)" $(ABLATION)/package --target portable --check none --force$(if $(WEIGHTS), --weights "$(WEIGHTS)")
+	$(BIN)/python -m export.ablation $(ABLATION)/package "$(MODEL)" --json $(ABLATION)/ablation.json$(if $(WEIGHTS), --weights "$(WEIGHTS)")
+	$(BIN)/python -m runtime.report $(ABLATION)/package --ablation $(ABLATION)/ablation.json --out $(ABLATION)/report.html
+
+$(SETUP_PEERS):
+	@rm -f .venv-peers/.installed-*
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install -q -r constraints-peers.txt
+	@touch $@
+
+peers: kernels $(SETUP_PEERS) ## The U-Net and the decoder against stock ONNX Runtime and OpenVINO, in one run: MODEL, WEIGHTS
+	$(BIN)/python -m export "$(MODEL)" $(PEERS)/portable --target portable --check none --force$(if $(WEIGHTS), --weights "$(WEIGHTS)")
+	for precision in fp32 bf16; do \
+	  $(BIN)/python -m export "$(MODEL)" $(PEERS)/$$precision --target cpu --precision $$precision --check none --force$(if $(WEIGHTS), --weights "$(WEIGHTS)") || exit; \
+	done
+	$(BIN)/python -m runtime.peers $(PEERS)/fp32 $(PEERS)/bf16 --baseline $(PEERS)/portable --openvino .venv-peers/bin/python --json $(PEERS)/peers.json
 
 $(SETUP_INTEROP):
 	@rm -f .venv-interop/.installed-*

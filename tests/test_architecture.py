@@ -134,7 +134,7 @@ def test_no_committed_file_names_a_folder_of_one_machine() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "constraints-interop.txt"])
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-interop.txt", "constraints-peers.txt"])
 def test_constraints_are_exact_and_come_from_any_index(name: str) -> None:
     lines = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     # a local version such as +cpu exists on one index only

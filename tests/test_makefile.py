@@ -13,7 +13,23 @@ import click
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("setup", "kernels", "demo", "test", "test-asan", "test-arm64", "lint", "export", "parity-full", "bench", "report", "interop", "clean")
+TARGETS = (
+    "setup",
+    "kernels",
+    "demo",
+    "test",
+    "test-asan",
+    "test-arm64",
+    "lint",
+    "export",
+    "parity-full",
+    "bench",
+    "report",
+    "ablation",
+    "peers",
+    "interop",
+    "clean",
+)
 
 
 def make(*arguments: str, folder: Path = ROOT) -> str:

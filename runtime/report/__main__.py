@@ -31,10 +31,20 @@ def read_json(file: Path) -> dict[str, Any]:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), help="The page.")
 @click.option("--bench", type=click.Path(path_type=Path), help="Figures that 'python -m runtime.bench --json' wrote.")
 @click.option("--score", type=click.Path(path_type=Path), help="What 'python -m runtime.score --json' wrote.")
+@click.option("--ablation", type=click.Path(path_type=Path), help="Rows that 'python -m export.ablation --json' wrote.")
 @click.option("--parity", type=click.Path(path_type=Path), help="Folder with torch.png and onnx.png, where it is not the package's own.")
 @click.option("--prompt", help="Make a picture of this prompt for the page.")
 @click.option("--seed", default=0, help="Seed of that picture.")
-def main(package: Path, out: Path, bench: Path | None, score: Path | None, parity: Path | None, prompt: str | None, seed: int) -> None:
+def main(
+    package: Path,
+    out: Path,
+    bench: Path | None,
+    score: Path | None,
+    ablation: Path | None,
+    parity: Path | None,
+    prompt: str | None,
+    seed: int,
+) -> None:
     """Writes all that is known of PACKAGE into one HTML file. What was not checked or measured is said to be so."""
     try:
         from runtime.report import page
@@ -50,7 +60,7 @@ def main(package: Path, out: Path, bench: Path | None, score: Path | None, parit
     if prompt is not None:
         result = text_to_image(opened, Settings.one_prompt(prompt, seed))
         sample = page.Sample(result.images[0], prompt, seed, result.settings.steps)
-    html = page.render(page.Report(opened, comparison, figures, points, sample))
+    html = page.render(page.Report(opened, comparison, figures, points, sample, read_json(ablation) if ablation else None))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(html, encoding="utf-8")

@@ -58,8 +58,11 @@ def snr_over_steps(snr_db: Sequence[float], limit_db: float | None, width: float
     return _svg(draw, width, 2.9, f"snr{width:g}")
 
 
-def latency(names: Sequence[str], series: Series, width: float) -> str:
-    """Horizontal bars: per name and series the median in ms, with a line up to the 90th percentile. None: not measured."""
+def latency(names: Sequence[str], series: Series, width: float, name: str = "latency") -> str:
+    """Horizontal bars: per name and series the median in ms, with a line up to the 90th percentile. None: not measured.
+
+    `name` keeps the ids of several such charts on a page apart.
+    """
 
     def draw(axes: Axes) -> None:
         thickness = 0.72 / len(series)
@@ -85,7 +88,7 @@ def latency(names: Sequence[str], series: Series, width: float) -> str:
         if len(series) > 1:
             axes.legend(loc="lower right")
 
-    return _svg(draw, width, 0.8 + 0.36 * len(names) * max(1.0, 0.6 * len(series)), f"latency{width:g}")
+    return _svg(draw, width, 0.8 + 0.36 * len(names) * max(1.0, 0.6 * len(series)), f"{name}{width:g}")
 
 
 def _svg(draw: Callable[[Axes], None], width: float, height: float, name: str) -> str:

@@ -1,0 +1,152 @@
+"""`python -m runtime.peers PACKAGE..`: packages against stock ONNX Runtime and OpenVINO on this machine, in one run, as ratios.
+
+The peers get the portable graph, with the same inputs at batch 1 and the same number of threads; each measurement has a process of its
+own, one after the other. A peer whose outputs are not those of stock ONNX Runtime is not timed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from runtime.bench import start
+from runtime.cli import command
+from runtime.compare import decibels, snr_db
+from runtime.errors import CheckFailed, InputError, Unavailable
+from runtime.inputs import example_inputs, size_of
+from runtime.machine import describe, usable_cores
+from runtime.manifest import Package
+from runtime.measure import Job
+
+COMPONENTS = ("unet", "vae_decoder")
+STOCK = "ONNX Runtime"
+PRECISIONS = {"f32": "fp32", "bf16": "bf16"}  # OpenVINO's names, and ours
+LEAST_SNR_DB = {"fp32": 80.0, "bf16": 20.0}  # against stock ONNX Runtime: below it, something else was computed
+SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "openvino_peer.py"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What every entrant gets: the baseline (a portable package), the picture's size, repetitions and threads, and OpenVINO's Python."""
+
+    baseline: Package
+    height: int
+    width: int
+    repeat: int
+    threads: int
+    openvino: Path
+
+    def run(self, packages: Sequence[Package], step: Callable[[str], object] = str) -> list[Row]:
+        """Measures every component by everybody: [{component, who, precision, median_ms, load_ms, snr_db, ratio (to stock's median)}].
+
+        Errors: CheckFailed where outputs differ; Unavailable where OpenVINO does not run.
+        """
+        rows: list[Row] = []
+        for component in (name for name in COMPONENTS if name in self.baseline.manifest.components):
+            with TemporaryDirectory(prefix="handheld-peers-") as folder:
+                rows += self._component(component, packages, Path(folder), step)
+        return rows
+
+    def _component(self, component: str, packages: Sequence[Package], folder: Path, step: Callable[[str], object]) -> list[Row]:
+        step(f"{component}: {STOCK}")
+        reference, figures = self._ours(self.baseline, component, folder)
+        rows = [{"component": component, "who": STOCK, "precision": "fp32", **figures, "snr_db": None, "ratio": 1.0}]
+
+        def enter(who: str, precision: str, outputs: dict[str, np.ndarray], figures: Row) -> None:
+            snr = min(snr_db(reference[name], outputs[name]) for name in reference)
+            if snr < LEAST_SNR_DB[precision]:
+                raise CheckFailed(f"'{component}' in {who} ({precision}) is {snr:.1f} dB from {STOCK}'s result, where "
+                                  f"{LEAST_SNR_DB[precision]:.0f} dB is the least: its time would mean nothing")  # fmt: skip
+            ratio = round(figures["median_ms"] / rows[0]["median_ms"], 4)
+            rows.append({"component": component, "who": who, "precision": precision, **figures, "snr_db": round(snr, 2), "ratio": ratio})
+
+        for hint, precision in PRECISIONS.items():
+            step(f"{component}: OpenVINO {precision}")
+            enter("OpenVINO", precision, *self._openvino(component, hint, folder))
+        for package in packages:
+            step(f"{component}: {package.path.name}")
+            enter(package.path.name, package.manifest.precision, *self._ours(package, component, folder))
+        return rows
+
+    def _ours(self, package: Package, component: str, folder: Path) -> tuple[dict[str, np.ndarray], Row]:
+        outputs = folder / "ours.npz"
+        job = Job(str(package.path), "cpu", component, self.height, self.width, 0, self.repeat, 1, self.threads, str(outputs))
+        figures = start(job, folder)
+        return _load(outputs), {key: figures[key] for key in ("median_ms", "load_ms", "runs", "peak_rss_mb")}
+
+    def _openvino(self, component: str, hint: str, folder: Path) -> tuple[dict[str, np.ndarray], Row]:
+        inputs, outputs = folder / "inputs.npz", folder / "openvino.npz"
+        np.savez(inputs, **example_inputs(self.baseline, component, self.height, self.width))  # type: ignore[arg-type]
+        arguments = [self.baseline.file(component), inputs, outputs, hint, self.threads or usable_cores(), self.repeat]
+        try:
+            done = subprocess.run([self.openvino, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=True)
+        except OSError as error:
+            raise Unavailable(f"'{self.openvino}' cannot be run: 'make peers' makes the environment that it belongs to") from error
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+            raise Unavailable(f"OpenVINO does not run '{component}': {last}") from error
+        figures = json.loads(done.stdout.splitlines()[-1])
+        return _load(outputs), {key: figures[key] for key in ("median_ms", "load_ms", "runs", "version")}
+
+
+def _load(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for a terminal: ms, and the time as a multiple of each peer's."""
+    lines = [f"{'component':14}{'who':24}{'':6}{'ms':>10}{'/ ORT':>9}{'/ OV fp32':>11}{'/ OV bf16':>11}{'SNR':>11}{'load ms':>10}"]
+    for row in rows:
+        peers = {
+            each["precision"]: each["median_ms"] for each in rows if (each["component"], each["who"]) == (row["component"], "OpenVINO")
+        }
+        ratios = "".join(f"{row['median_ms'] / peers[precision]:11.2f}" for precision in ("fp32", "bf16"))
+        snr = "-" if row["snr_db"] is None else decibels(row["snr_db"])
+        lines.append(f"{row['component']:14}{row['who']:24}{row['precision']:6}{row['median_ms']:10.1f}{row['ratio']:9.2f}{ratios}{snr:>11}"
+                     f"{row['load_ms']:10.0f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+@command
+@click.argument("packages", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--baseline", required=True, type=click.Path(path_type=Path), help="The portable package of the same checkpoint.")
+@click.option("--openvino", required=True, type=click.Path(path_type=Path), help="Python of an environment with openvino.")
+@click.option("--height", type=int, help="Of the picture, in pixels; the package's own where it is not given.")
+@click.option("--width", type=int, help="Likewise.")
+@click.option("--repeat", default=7, help="Timed runs of each.")
+@click.option("--threads", default=0, help="Threads of everybody; 0: one per core.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
+def main(packages: tuple[Path, ...], baseline: Path, openvino: Path, height: int | None, width: int | None, repeat: int, threads: int,
+         json_file: Path | None) -> None:  # fmt: skip
+    """Measures the U-Net and the decoder of PACKAGES against stock ONNX Runtime and OpenVINO."""
+    stock, opened = Package.open(baseline), [Package.open(package) for package in packages]
+    if stock.manifest.target != "portable":
+        raise InputError(f"'{baseline}' is made for {stock.manifest.target}: peers run the portable graph")
+    contest = Contest(stock, *size_of(stock, height, width), repeat, threads, openvino)
+    with tqdm(total=(3 + len(opened)) * len(COMPONENTS), desc="peers", unit="run", leave=False, disable=None) as bar:
+
+        def step(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        rows = contest.run(opened, step)
+    click.echo(table(rows))
+    if json_file:
+        settings = {"height": contest.height, "width": contest.width, "repeat": repeat, "threads": threads or usable_cores()}
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps({"machine": describe(), "settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
