@@ -29,6 +29,7 @@ from graph_passes.values import (
     operands,
     other_operand,
     same_shape,
+    static_shape,
 )
 
 handheld = Opset("handheld", 1)
@@ -137,15 +138,15 @@ def _site(node: ir.Node) -> _Site:
     x, weight = operands(node)[:2]
     if x.dtype != ir.DataType.FLOAT or weight.dtype != ir.DataType.FLOAT:
         raise Refused(f"its operands are {x.dtype or 'of unknown type'} and {weight.dtype}, and the kernel takes FLOAT")
-    sizes, shape = weight.shape, dimensions(x)
-    if sizes is None or len(sizes) != 2 or 0 in sizes.numpy():
+    sizes, shape = static_shape(weight), dimensions(x)
+    if sizes is None or len(sizes) != 2 or 0 in sizes:
         raise Refused("the weight is no matrix")
     if not shape:
         raise Refused("the input is not known to be [..., channels]")
     if len(weight.uses()) > 1:
         raise Refused("the weight is read by another node too, and would be stored twice")
     transposed = integer(node, "transB", 0) == 1
-    rows, columns = (int(sizes[1]), int(sizes[0])) if transposed else (int(sizes[0]), int(sizes[1]))
+    rows, columns = sizes[::-1] if transposed else sizes
     last, bias = _with_bias(node, columns)
     found = _Site(last, "Linear", x, weight, transposed, bias, None, (rows, columns))
     return _with_geglu(found) or _with_residual(found) or found

@@ -27,7 +27,7 @@ def rewrite(node: ir.Node) -> ir.Value:
         assert picture is not None
         tokens = emit(node, "Transpose", [picture], {"perm": TO_TOKENS}, "_tokens")
         sizes = dimensions(picture)
-        tokens.dtype, tokens.shape = picture.dtype, ir.Shape([sizes[axis] for axis in TO_TOKENS]) if sizes else None
+        tokens.type, tokens.shape = picture.type, ir.Shape([sizes[axis] for axis in TO_TOKENS]) if sizes else None
         return _multiply(node, tokens, weight, conv)
     transpose = producer(node.inputs[0], "Transpose")
     if transpose is None or integers(transpose, "perm") != TO_PICTURE:
@@ -59,13 +59,13 @@ def _multiply(before: ir.Node, tokens: ir.Value, weight: ir.Value, conv: ir.Node
     product = emit(before, "MatMul", [tokens, matrix])
     bias = conv.inputs[2] if len(conv.inputs) > 2 else None
     shape = dimensions(tokens)
-    product.dtype = source.dtype
+    product.type = tokens.type
     if shape is not None:
         product.shape = ir.Shape([*shape[:-1], columns])
     if bias is None:
         return product
     total = emit(before, "Add", [product, bias], suffix="_bias")
-    total.dtype, total.shape = product.dtype, product.shape
+    total.type, total.shape = product.type, product.shape
     return total
 
 
