@@ -1,4 +1,4 @@
-"""The plan of an accelerator as a map: one line per component, every node in the order of the graph, coloured by the partition that has it."""
+"""The plan of an accelerator as a map: a line per component, each node in the order of the graph, coloured by the partition that has it."""
 
 from __future__ import annotations
 
