@@ -69,6 +69,7 @@ class Report:
     bench: dict[str, Any] | None = None
     score: dict[str, Any] | None = None
     sample: Sample | None = None
+    ablation: dict[str, Any] | None = None
 
 
 def read_comparison(folder: Path) -> Comparison | None:
@@ -113,6 +114,8 @@ def render(report: Report) -> str:
             limits=(manifest.trajectory_parity or {}).get("limits", {}),
             snr_charts=_snr_charts(manifest),
             latency_charts=_latency_charts(rows),
+            ablation=report.ablation,
+            ablation_charts=_ablation_charts(report.ablation),
         )
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
@@ -212,3 +215,16 @@ def _latency_charts(rows: Iterable[dict[str, Any]]) -> list[Markup]:
     series: charts.Series = {ep: [figures.get((ep, name)) for name in names] for ep in eps}
     labels = [{PROMPTS: "the prompt", STEP: "one step"}.get(name, name) for name in names]
     return [Markup(charts.latency(labels, series, width)) for width in (charts.WIDE, charts.NARROW)]
+
+
+def _ablation_charts(ablation: dict[str, Any] | None) -> dict[str, list[Markup]]:
+    """Per component the same chart for a wide page and a narrow one: a component's rows are of one size, two components' are not."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in [] if ablation is None else ablation["rows"]:
+        rows.setdefault(row["component"], []).append(row)
+    drawn = {}
+    for component, each in rows.items():
+        names, series = [row["row"] for row in each], {component: [(row["median_ms"], row["p90_ms"]) for row in each]}
+        widths = (charts.WIDE, charts.NARROW)
+        drawn[component] = [Markup(charts.latency(names, series, width, f"ablation-{component}")) for width in widths]
+    return drawn
