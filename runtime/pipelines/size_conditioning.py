@@ -81,7 +81,8 @@ class SizeConditioning:
     def _check(self, count: int) -> None:
         others = {BASE: SCORES, REFINER: TARGETS}
         for name, value in self.given().items():
-            title = name.replace("_", " ")
+            is_corner = name.endswith("crop")
+            title = name.replace("_", " ") + ("" if is_corner or name in SCORES else " size")
             if not count:
                 raise InputError(f"{_article(title)} means nothing to this package: only SDXL's are told of sizes")
             if name in others[count]:
@@ -90,9 +91,8 @@ class SizeConditioning:
             if isinstance(value, float | int):
                 if not math.isfinite(value):
                     raise InputError(f"an aesthetic score of {value} is not possible: give a number, LAION's go from 1 to 10")
-            elif min(value) < (0 if name.endswith("crop") else 1):
-                kind = "corner" if name.endswith("crop") else "size"
-                raise InputError(f"the {title} {value[0]}, {value[1]} is no {kind} in pixels")
+            elif min(value) < (0 if is_corner else 1):
+                raise InputError(f"the {title} {value[0]}, {value[1]} is not possible: it counts pixels")
 
 
 def _article(title: str) -> str:

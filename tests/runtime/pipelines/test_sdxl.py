@@ -340,8 +340,8 @@ def test_what_does_not_go_together_is_refused(
     ("sizes", "sentence"),
     [
         (SizeConditioning(aesthetic_score=6.0), "an aesthetic score means nothing to SDXL's base: the refiner takes it"),
-        (SizeConditioning(original=(0, 8)), "the original 0, 8 is no size in pixels"),
-        (SizeConditioning(negative_crop=(-1, 0)), "the negative crop -1, 0 is no corner in pixels"),
+        (SizeConditioning(original=(0, 8)), "the original size 0, 8 is not possible: it counts pixels"),
+        (SizeConditioning(negative_crop=(-1, 0)), "the negative crop -1, 0 is not possible: it counts pixels"),
     ],
 )
 def test_sizes_that_mean_nothing_are_refused(sizes: SizeConditioning, sentence: str, base: torch_packages.TorchSessions) -> None:
@@ -350,7 +350,7 @@ def test_sizes_that_mean_nothing_are_refused(sizes: SizeConditioning, sentence: 
 
 
 def test_sizes_that_mean_nothing_to_a_refiner_are_refused(photo: np.ndarray, refiner: torch_packages.TorchSessions) -> None:
-    with pytest.raises(InputError, match="a target means nothing to the refiner: SDXL's base takes it"):
+    with pytest.raises(InputError, match="a target size means nothing to the refiner: SDXL's base takes it"):
         image_to_image(refiner, replace(ONE, image=photo, sizes=SizeConditioning(target=(64, 64))))
     with pytest.raises(InputError, match="an aesthetic score of nan is not possible: give a number, LAION's go from 1 to 10"):
         image_to_image(refiner, replace(ONE, image=photo, sizes=SizeConditioning(aesthetic_score=float("nan"))))
