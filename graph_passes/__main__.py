@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from graph_passes.errors import GraphError
 from graph_passes.files import check_free, load, save
+from graph_passes.passes.host import HOSTED, split_host
 from graph_passes.passes.static_shapes import parse_shapes
 from graph_passes.pipelines import TARGETS, for_target
 from graph_passes.step import Pass, Step, run
@@ -51,11 +52,15 @@ def transform(source: Path, out: Path, wish: Wish, force: bool, report: Path | N
     if source.exists() and out.exists() and source.samefile(out):
         raise GraphError(f"{source} is both the input and the output: name another output file.")
     check_free(out, force)
+    on_host = out.with_suffix(".host.onnx")
+    if wish.target in HOSTED:
+        check_free(on_host, force)
     if report is not None and not report.absolute().parent.is_dir():
         raise GraphError(f"There is no folder {report.absolute().parent} to write {report.name} into.")
     model = load(source)
     before = nodes(model)
     steps = run(model, passes)
+    host = split_host(model) if wish.target in HOSTED else None
     after = nodes(model)
     click.echo(table(steps))
     click.echo(f"{before} nodes before, {after} after, in {sum(step.seconds for step in steps):.1f} s")
@@ -63,6 +68,9 @@ def transform(source: Path, out: Path, wish: Wish, force: bool, report: Path | N
     with tqdm(total=size, desc="weights", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         save(model, out, bar.update)
     click.echo(f"{out}: {size / 1e6:.1f} MB of weights")
+    if host is not None:
+        save(host, on_host)
+        click.echo(f"{on_host}: what the CPU computes first, {', '.join(str(value.name) for value in host.graph.outputs)}")
     if report is not None:
         entries = [_entry(step) for step in steps]
         content = {"target": wish.target, "nodes_before": before, "nodes_after": after, "passes": entries}
