@@ -22,13 +22,22 @@ from graph_passes.passes.static_shapes import static_shapes
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.passes.weights import FOLD_WEIGHTS
 from graph_passes.passes.winograd import Policy, winograd
+from graph_passes.rules.approximate_gelu import APPROXIMATE_GELU
 from graph_passes.rules.compose_casts import COMPOSE_CASTS
 from graph_passes.rules.compose_reshapes import COMPOSE_RESHAPES
 from graph_passes.rules.compose_transposes import COMPOSE_TRANSPOSES
 from graph_passes.rules.compose_unsqueezes import COMPOSE_UNSQUEEZES
+from graph_passes.rules.enlarge_by_factors import ENLARGE_BY_FACTORS
 from graph_passes.rules.fix_cast_target import FIX_CAST_TARGET
 from graph_passes.rules.fix_reshape_target import FIX_RESHAPE_TARGET
+from graph_passes.rules.fold_bias import FOLD_BIAS
 from graph_passes.rules.fold_pad import FOLD_PAD
+from graph_passes.rules.lower_group_norm import LOWER_GROUP_NORM
+from graph_passes.rules.lower_instance_norm import LOWER_INSTANCE_NORM
+from graph_passes.rules.lower_layer_norm import LOWER_LAYER_NORM
+from graph_passes.rules.multiply_flat import MULTIPLY_FLAT
+from graph_passes.rules.multiply_tokens import MULTIPLY_TOKENS
+from graph_passes.rules.pool_by_product import POOL_BY_PRODUCT
 from graph_passes.rules.remove_cast import REMOVE_CAST
 from graph_passes.rules.remove_concat import REMOVE_CONCAT
 from graph_passes.rules.remove_dropout import REMOVE_DROPOUT
@@ -42,17 +51,8 @@ from graph_passes.rules.remove_transpose import REMOVE_TRANSPOSE
 from graph_passes.rules.sink_expand import SINK_EXPAND
 from graph_passes.rules.slice_concat import SLICE_CONCAT
 from graph_passes.rules.split_sequence import SPLIT_SEQUENCE
-from graph_passes.rules.unfold_transpose import UNFOLD_TRANSPOSE
-from graph_passes.rules.approximate_gelu import APPROXIMATE_GELU
-from graph_passes.rules.enlarge_by_factors import ENLARGE_BY_FACTORS
-from graph_passes.rules.fold_bias import FOLD_BIAS
-from graph_passes.rules.lower_group_norm import LOWER_GROUP_NORM
-from graph_passes.rules.lower_instance_norm import LOWER_INSTANCE_NORM
-from graph_passes.rules.lower_layer_norm import LOWER_LAYER_NORM
-from graph_passes.rules.multiply_flat import MULTIPLY_FLAT
-from graph_passes.rules.multiply_tokens import MULTIPLY_TOKENS
-from graph_passes.rules.pool_by_product import POOL_BY_PRODUCT
 from graph_passes.rules.unfold_groups import UNFOLD_GROUPS
+from graph_passes.rules.unfold_transpose import UNFOLD_TRANSPOSE
 from graph_passes.step import Pass
 
 KNOWN: tuple[Pass, ...] = (INFER_SHAPES, SHARE_SIZES, FOLD_CONSTANTS)
