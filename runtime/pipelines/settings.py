@@ -152,7 +152,8 @@ def _size(settings: Settings, sessions: Sessions) -> tuple[int, int]:
     graph = sessions.inputs("unet")["sample"].shape[2:]
     sides = []
     for axis, name in enumerate(("height", "width")):
-        fixed = graph[axis] * pipeline["vae_scale_factor"] if isinstance(graph[axis], int) else None
+        one_size = isinstance(graph[axis], int) and "sizes" not in pipeline
+        fixed = graph[axis] * pipeline["vae_scale_factor"] if one_size else None
         asked = getattr(settings, name)
         if asked is not None:
             side = asked
