@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,17 @@ def test_one_file_runs_on_the_kernel_with_the_library_and_on_the_body_without(op
     session(model, None)
     with pytest.raises(Exception, match="HANDHELD_ISA is 'none'"):
         session(model, ops_library)
+
+
+def test_runs_of_one_session_at_the_same_time_do_not_meet(ops_library: Path) -> None:
+    weights, feeds = operands("WinogradConv", (2, 24, 40, 40), 24)
+    kernel = session(model_of("WinogradConv", ("N", 24, "H", "W"), weights, 4), ops_library)
+    inputs = [{**feeds, "x": feeds["x"] + shift} for shift in range(4)]
+    alone = [kernel.run(None, each)[0] for each in inputs]
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        together = list(pool.map(lambda each: kernel.run(None, each)[0], inputs * 8))
+    for index, got in enumerate(together):
+        np.testing.assert_array_equal(got, alone[index % len(inputs)])
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,12 @@ using Parallel = std::function<void(std::int64_t count, const std::function<void
 std::size_t winograd_conv_scratch(const WinogradConv& task, Isa isa, int threads);
 
 // Convolves. `scratch` is aligned to 64 bytes and as large as winograd_conv_scratch says for these arguments; where more than `threads`
-// threads come, some wait. Allocates nothing, and reads and writes nothing outside of the arrays and `scratch`.
+// threads come, some wait. Reads and writes nothing outside of the arrays and `scratch`; calls that share neither y nor `scratch` may run at
+// the same time.
 //
-// Error: sums of products are rounded as floats in transformed space. Relative to the root mean square of y, for weights and inputs without
-// structure, measured against double: F(2x2) 3e-7, F(4x4) 1e-6, F(6x6) 3e-6; with bfloat16 weights F(2x2) 4e-3, F(4x4) 1.2e-2.
+// Error: what is rounded is numbers in transformed space. Measured against double, as root mean squares relative to y's, for weights and
+// inputs without structure: F(2x2) 6e-7, F(4x4) 2e-6, F(6x6) 7e-6; with bfloat16 weights F(2x2) 4e-3, F(4x4) 1.3e-2. Only kAvx512Bf16
+// rounds the transformed input to bfloat16 too; the others take such weights as floats.
 void winograd_conv(const WinogradConv& task, Isa isa, int threads, void* scratch, const Parallel& parallel);
 
 }  // namespace handheld

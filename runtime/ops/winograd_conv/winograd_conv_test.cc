@@ -89,7 +89,7 @@ void check(Isa isa, const Shape& shape, const Variant& variant, std::int64_t eve
   const std::size_t out = count(shape.batch, shape.channels_out) * positions;
   const auto seed = static_cast<std::uint32_t>(in * 3 + out);
   const std::vector<float> x = normal(in, variant.mean, variant.deviation, seed), g = normal(count(shape.channels_out, shape.channels_in) * 9, 0, 1, seed + 1);
-  const std::vector<float> bias = normal(count(shape.channels_out, 1), 0, 1, seed + 2), residual = normal(out, 0, 1, seed + 3);
+  const std::vector<float> bias = normal(count(shape.channels_out, 1), 0, 1, seed + 2), residual = normal(variant.residual ? out : 0, 0, 1, seed + 3);
   std::vector<float> y(out + 2 * kMargin, kUntouched);
   float* const first = y.data() + kMargin;
   const testing::Packed packed = testing::pack(g, shape.channels_out, shape.channels_in, variant.tile, variant.bfloat16);
@@ -141,16 +141,16 @@ void check_shapes(Isa isa) {
     check(isa, {1, 701, 9, 9, 9}, {tile, true, true, false, false, 1, 0, 1}, 7);
     check(isa, {1, 2, 9, 260, 250}, {tile, false, true, false, false, 2, 0, 1}, 31);  // blocks enough for every thread to have its own
     check(isa, {1, 3, 9, 260, 250}, {tile, true, true, false, false, 2, 0, 1}, 31);
-    check(isa, {1, 2, 72, 256, 256}, {tile, false, true, true, false, 2, 0, 1}, 997);  // an output that is written past the caches
+    check(isa, {1, 2, 72, 256, 256}, {tile, false, true, false, false, 2, 0, 1}, 997);  // an output that is written past the caches
   }
 }
 
-// Some values of real layers.
+// Some values of layers as deep and as wide as real ones; they have fewer output channels, for the sake of the emulated machines.
 void check_layers(Isa isa) {
   if (isa == Isa::kPortable) return;  // slow, and there is nothing of its own in large shapes
-  check(isa, {2, 320, 320, 64, 64}, {4, false, true, true, false, 2, 0, 1}, 99991);
+  check(isa, {2, 320, 72, 64, 64}, {4, false, true, true, false, 2, 0, 1}, 19991);
   check(isa, {2, 640, 64, 16, 16}, {2, true, true, false, true, 2, 0, 1}, 997);
-  check(isa, {1, 128, 128, 128, 128}, {6, false, true, false, false, 2, 0, 1}, 49999);
+  check(isa, {1, 128, 24, 128, 128}, {6, false, true, false, false, 2, 0, 1}, 9973);
 }
 
 // What is not a number stays one, and stays in the tiles that it reaches.
