@@ -1,0 +1,60 @@
+"""The ablation's rows: what they hold, that weights are not copied, and that a row which computes something else has no time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export import ablation
+from export.weights import open_checkpoint
+from graph_passes.costs import table as costs_of
+from graph_passes.passes.winograd import Policy
+from graph_passes.step import Pass
+from runtime.errors import CheckFailed, InputError
+from runtime.manifest import Package
+
+
+def test_every_row_adds_an_optimization(tiny_package: Path, tmp_path: Path) -> None:
+    package = Package.open(tiny_package)
+    found: dict[str, set[str]] = {}
+    for title, passes in ablation.rows(Policy(costs_of(), shapes={"latent_sample": (1, 4, 8, 8)})):
+        folder = tmp_path / title.replace(" ", "-")
+        folder.mkdir()
+        made, ops = ablation._variant(package, "vae_decoder", passes, folder)
+        assert list(made.manifest.components) == ["vae_decoder"]
+        found[title] = set(ops)
+    assert found["baseline"] == set()
+    assert found["GroupNorm + GELU"] == {"GroupNorm", "GroupNormSilu"}
+    assert found["partially fused softmax"] - found["GroupNorm + GELU"] == {"PartialSoftmaxAttention"}
+    assert found["FlashAttention"] - found["GroupNorm + GELU"] == {"FlashAttention"}
+    assert found["Winograd"] - found["FlashAttention"] >= {"WinogradConv", "WinogradConvAdd"}
+
+
+def test_a_row_is_held_against_torch_before_its_time_counts(tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: object) -> int:
+        for node in model.graph:  # type: ignore[attr-defined]
+            if node.op_type == "Sigmoid":
+                node.op_type = "Tanh"
+        return 1
+
+    monkeypatch.setattr(ablation, "COMPONENTS", ("vae_decoder",))
+    monkeypatch.setattr(ablation, "rows", lambda policy: (("baseline", ()), ("tanh", (Pass("break", broken),))))
+    checkpoint = open_checkpoint("tiny", None, tmp_path)
+    with pytest.raises(CheckFailed, match=r"'vae_decoder' with tanh has .* dB against torch where 90 are asked for"):
+        ablation.ablation(Package.open(tiny_package), checkpoint, 64, 64, 1, 1)
+
+
+def test_the_baseline_is_portable(tiny_package: Path, tmp_path: Path) -> None:
+    package = Package.open(tiny_package)
+    other = Package(package.path, replace(package.manifest, target="cpu"))
+    with pytest.raises(InputError, match="is made for cpu: the baseline of an ablation is a portable package"):
+        ablation.ablation(other, open_checkpoint("tiny", None, tmp_path), 64, 64, 1, 1)
+
+
+def test_the_table_says_what_a_row_gains() -> None:
+    row = {"row": "baseline", "component": "unet", "median_ms": 200.0, "reduction": 0.0, "snr_db": 120.0, "peak_rss_mb": 50.0}
+    text = ablation.table([row, {**row, "row": "Winograd", "median_ms": 95.6, "reduction": 0.522}])
+    assert text.splitlines()[2].split() == ["baseline", "200.0", "0.0", "%", "120.0", "dB", "50"]
+    assert text.splitlines()[3].split() == ["Winograd", "95.6", "-52.2", "%", "120.0", "dB", "50"]
