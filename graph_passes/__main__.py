@@ -32,6 +32,7 @@ class Wish:
     precision: str = "fp32"
     memory_budget: float | None = None
     costs: str | None = None
+    winograd: str | None = None
 
     def passes(self) -> tuple[Pass, ...]:
         """Errors: GraphError."""
@@ -43,6 +44,7 @@ class Wish:
             at=parse_shapes(self.at, "--at"),
             budget=self.memory_budget,
             costs=self.costs,
+            winograd_as=self.winograd,
         )
 
 
@@ -103,6 +105,7 @@ def _entry(step: Step) -> dict[str, Any]:
 @click.option("--precision", default="fp32", help="Of the operands of products, at least: fp32, or bf16 (target cpu).")
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
 @click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")
+@click.option("--winograd", metavar="subgraph|none", help="3x3 convolutions in standard operators, of static shapes; or left as they are.")
 @click.option("--simplify", is_flag=True, help="Try onnxsim too, for models below 64 MB.")
 @click.option("--force", is_flag=True, help="Replace OUT.onnx.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -53,6 +53,7 @@ from graph_passes.rules.slice_concat import SLICE_CONCAT
 from graph_passes.rules.split_sequence import SPLIT_SEQUENCE
 from graph_passes.rules.unfold_groups import UNFOLD_GROUPS
 from graph_passes.rules.unfold_transpose import UNFOLD_TRANSPOSE
+from graph_passes.rules.unfold_winograd import unfold_winograd
 from graph_passes.step import Pass
 
 KNOWN: tuple[Pass, ...] = (INFER_SHAPES, SHARE_SIZES, FOLD_CONSTANTS)
@@ -156,6 +157,7 @@ COREML: tuple[Pass, ...] = (
 )
 
 TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU, "nnapi": NNAPI, "coreml": COREML}
+CONVOLVE_IN_HARDWARE = ("nnapi", "coreml", "qnn")
 PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16")}  # of the other targets: fp32
 
 
@@ -168,13 +170,15 @@ def for_target(
     at: Mapping[str, tuple[int, ...]] | None = None,
     budget: float | None = None,
     costs: str | None = None,
+    winograd_as: str | None = None,
 ) -> tuple[Pass, ...]:
     """The passes for a target. With `shapes` ({input name: shape}) the graph becomes static first; with `simplify` onnxsim has a turn.
 
     `precision`: the least that the operands of products may have. For the target cpu, layers are weighed at the input shapes `at`
     where the graph's own are free, by the costs of a class of machines or a file (None: of this machine), and the weights may
     grow to `budget` times the plain ones (None: as far as it takes for the least time).
-    Errors: GraphError for a target without a pipeline, a precision that it does not have, and costs that are not there.
+    `winograd_as`: "none", or "subgraph" for standard operators in the place of the target cpu's kernels (None).
+    Errors: GraphError for a target without a pipeline, what a target does not have, and costs that are not there.
     """
     if target not in TARGETS:
         raise GraphError(f"There is no pipeline for the target {target!r}. There is one for {' and '.join(TARGETS)}.")
@@ -186,7 +190,15 @@ def for_target(
     # onnxsim knows nothing of custom ops, and what it makes is cleaned like any exporter's graph
     second = (*PORTABLE, SIMPLIFY) if simplify else ()
     passes = TARGETS[target]
-    if target == "cpu":
+    if winograd_as not in (None, "none", "subgraph"):
+        raise GraphError(f"Winograd's convolutions cannot be written as {winograd_as!r}: there is subgraph, and none.")
+    if winograd_as == "subgraph" and target in CONVOLVE_IN_HARDWARE:
+        raise GraphError(f"The target {target!r} convolves in hardware, and Winograd's convolutions would only slow it down.")
+    if winograd_as is not None:
+        unfolded = (unfold_winograd(4), INFER_SHAPES) if winograd_as == "subgraph" else ()
+        last = (*_FUSE, fuse_linear(precision), *_ATTACH) if target == "cpu" else (NAME_NODES,)
+        passes = (*(PORTABLE if target == "cpu" else passes), *unfolded, *last)
+    elif target == "cpu":
         policy = Policy(table(costs), precision, budget, at or {})
         passes = (*PORTABLE, winograd(policy), *_FUSE, fuse_linear(precision), *_ATTACH)
     return (*first, *second, *passes)
