@@ -1,10 +1,11 @@
 // Time per convolution on all threads, for real layers; each result is checked before it is timed.
 //
-//   winograd_conv_bench [--threads N] [--isa NAME] [--repeat N] [channels_in,channels_out,size[,tile[,bf16]]]...
+//   [HANDHELD_ISA=NAME] winograd_conv_bench [--threads N] [--repeat N] [channels_in,channels_out,size[,tile[,fp32|bf16[,batch]]]]...
 //
 // Beside each time stands the speed that the machine had at that moment, by a loop of multiplications: machines that are shared or too hot
 // slow down by half, so the times of windows below nine tenths of the fastest are left out.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -75,7 +76,6 @@ class Pool {
   std::atomic<bool> stop_{false};
 };
 
-// GFLOP/s of one thread in 5 ms of multiplications and additions by vectors that the compiler chooses, or AVX-512 where it is.
 #if defined(HANDHELD_X86)
 __attribute__((target("avx512f"))) void spin_avx512(std::int64_t steps) {
   // 12 sums hide the latency; the instructions are written down, so that no optimization level makes something else of them
@@ -90,6 +90,7 @@ __attribute__((target("avx512f"))) void spin_avx512(std::int64_t steps) {
 }
 #endif
 
+// GFLOP/s of all threads in some 2 ms of multiplications and additions; 0 where there is no AVX-512.
 double probe(Pool& pool, int threads) {
 #if defined(HANDHELD_X86)
   if (!__builtin_cpu_supports("avx512f")) return 0;

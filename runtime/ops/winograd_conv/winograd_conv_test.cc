@@ -1,6 +1,7 @@
 // Every kernel that this machine runs, against a direct convolution in double.
 #include "winograd_conv.h"
 
+#include <algorithm>
 #include <cmath>
 #include <thread>
 
