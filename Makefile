@@ -30,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make export MODEL=sd14 [WEIGHTS=hub|PATH|random[:SEED]] [TARGET=portable|cpu|..] [PRECISION=fp32] [CHECK=full|quick|none] [OUT=build/sd14-cpu]"
 	@echo "  make bench|report [PACKAGE=build/demo/package]"
