@@ -22,7 +22,7 @@ def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--weights", help="hub, a PATH, or random[:SEED].  [default: the model's own]")
-@click.option("--target", default="portable", help="portable, cpu, cuda, nnapi, coreml, qnn or webgpu.")
+@click.option("--target", default="portable", help="portable, cpu, nnapi, coreml, webgpu or xnnpack.")
 @click.option("--precision", default="fp32", help="Of the operands of products, at least: fp32, or bf16 (target cpu).")
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
 @click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")

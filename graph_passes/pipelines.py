@@ -156,7 +156,19 @@ COREML: tuple[Pass, ...] = (
     *_LEFT,
 )
 
-TARGETS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "cpu": CPU, "nnapi": NNAPI, "coreml": COREML}
+# WebGPU's provider has norms, GELU and attention's parts under their standard names; XNNPACK's takes convolutions, products and softmax,
+# and leaves the rest to the CPU beside it, in the same memory
+WEBGPU: tuple[Pass, ...] = PORTABLE
+XNNPACK: tuple[Pass, ...] = PORTABLE
+
+TARGETS: dict[str, tuple[Pass, ...]] = {
+    "portable": PORTABLE,
+    "cpu": CPU,
+    "nnapi": NNAPI,
+    "coreml": COREML,
+    "webgpu": WEBGPU,
+    "xnnpack": XNNPACK,
+}
 CONVOLVE_IN_HARDWARE = ("nnapi", "coreml", "qnn")
 PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16")}  # of the other targets: fp32
 
@@ -181,7 +193,7 @@ def for_target(
     Errors: GraphError for a target without a pipeline, what a target does not have, and costs that are not there.
     """
     if target not in TARGETS:
-        raise GraphError(f"There is no pipeline for the target {target!r}. There is one for {' and '.join(TARGETS)}.")
+        raise GraphError(f"There is no pipeline for the target {target!r}. There is one for {', '.join(TARGETS)}.")
     if precision not in (known := PRECISIONS.get(target, ("fp32",))):
         raise GraphError(f"The target {target!r} does not have the precision {precision!r}: it has {' and '.join(known)}.")
     if budget is not None and budget < 1:
