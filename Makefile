@@ -61,7 +61,7 @@ demo: kernels ## From the trained model in models/tiny to a checked package, a p
 
 test: kernels ## Run every test: C++, then Python
 	@if [ -f build/ops/CTestTestfile.cmake ]; then $(BIN)/ctest --test-dir build/ops --output-on-failure; fi
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The build of a preset of runtime/ops/CMakePresets.json in build/<folder>, and its C++ tests.
 define test_preset

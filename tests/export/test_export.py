@@ -98,7 +98,7 @@ def refused(result: Result, code: int, sentence: str, out: Path) -> None:
     ("SMALL", ("--batch", -1), "a batch of -1 is not possible: give 1 or more"),
     ("SMALL", ("--batch", 0), "a batch of 0 is not possible: give 1 or more"),
     ("SMALL", ("--target", "toaster"), "There is no pipeline for the target 'toaster'. There is one for"),
-    ("SMALL", ("--precision", "int4"), "the precision 'int4' is not there yet: this version exports fp32"),
+    ("SMALL", ("--precision", "int4"), "The target 'portable' does not have the precision 'int4': it has fp32."),
     ("SMALL", ("--lora", "style.safetensors:0.8"), "--lora is not there yet: this version exports a checkpoint as it is"),
     ("SMALL", ("--controlnet", "canny"), "--controlnet is not there yet: this version exports a checkpoint as it is"),
     ("SMALL", ("--weights", "random:abc"), "'random:abc' names no seed: write random or random:SEED"),
@@ -144,7 +144,6 @@ def not_finite(folder: Path) -> None:
 @pytest.mark.parametrize(("damage", "message"), [
     (truncated, "is truncated: "),
     (another_width, "it is of another architecture"),
-    (not_finite, "the tensor 'text_encoder/final_layer_norm.bias' of 'small' has NaN or infinite"),
     (lambda folder: shutil.rmtree(folder / "vae"), "is missing: the folder is no complete diffusers model"),
     (lambda folder: (folder / "model_index.json").unlink(), "is no diffusers model: it has no model_index.json"),
 ])
@@ -154,6 +153,15 @@ def test_weights_that_are_not_right(damage: Callable[[Path], None], message: str
     result = run(model, out, "--check", "none")
     refused(result, 2, "", out)
     assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("text_only")
+def test_a_weight_that_is_not_finite(small_folder: Path, tmp_path: Path, out: Path) -> None:
+    """It is looked for while the graph is traced."""
+    model = Path(shutil.copytree(small_folder, tmp_path / "small"))
+    not_finite(model)
+    result = run(model, out, "--check", "none")
+    refused(result, 2, "the tensor 'text_encoder/final_layer_norm.bias' of 'small' has NaN or infinite weights", out)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -246,11 +254,11 @@ def test_a_graph_that_differs_from_torch_fails_the_export(small_folder: Path, ou
     """Whatever spoils a graph on its way: here its last layer norm is a tenth too large when it is written."""
     write = export.package.write_graph
 
-    def spoiled(folder: Path, component: str, model: ir.Model) -> tuple[str, str]:
+    def spoiled(folder: Path, component: str, model: ir.Model, **options: bool) -> tuple[str, str]:
         value = next(value for name, value in model.graph.initializers.items() if name.endswith("final_layer_norm.weight"))
         assert value.const_value is not None
         value.const_value = ir.tensor(1.1 * value.const_value.numpy(), name=value.name)
-        return write(folder, component, model)
+        return write(folder, component, model, **options)
 
     monkeypatch.setattr(export.package, "write_graph", spoiled)
     result = run(small_folder, out, "--check", "quick")
