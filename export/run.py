@@ -14,7 +14,7 @@ from export import package
 from export.accelerator import require_static
 from export.build import Order, Tuning, build
 from export.defaults import pipeline
-from export.estimate import UNBOUNDED_GROWTH, Estimate, estimate, require
+from export.estimate import UNBOUNDED_GROWTH, estimate, require
 from export.families import family_of
 from export.parity import SMALL, check_package
 from export.reference import Oracle, ask
@@ -72,10 +72,11 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             defaults |= {"sizes": [list(size) for size in all_sizes], "batches": list(request.batches)}
         order = Order(request.model, request.weights, request.allow_pickle, request.target, defaults, staging.package, staging.work,
                       tuning, request.allow_partitions)
-        check = request.check or ("full" if sum(map(checkpoint.parameters, checkpoint.configs)) <= SMALL else "quick")
+        parameters = sum(map(checkpoint.parameters, checkpoint.configs))
+        check = request.check or ("full" if parameters <= SMALL else "quick")
         growth = 1.0 if request.target != "cpu" else request.memory_budget or UNBOUNDED_GROWTH
         needed = estimate(checkpoint, check, growth)
-        say(f"{checkpoint.alias}: {_megabytes(needed)}; this takes {needed}; check: {check}")
+        say(f"{checkpoint.alias}: {parameters / 1e6:.1f} M parameters; this takes {needed}; check: {check}")
         require(needed, request.out)
         checkpoint.hashes.start()
 
@@ -114,7 +115,3 @@ def _begin(bar: tqdm, what: str) -> None:
     if bar.postfix:
         bar.update()
     bar.set_postfix_str(what)
-
-
-def _megabytes(needed: Estimate) -> str:
-    return f"{needed.package / 4e6:.1f} M parameters"

@@ -422,7 +422,8 @@ def _output(body: str) -> str:
 
 
 def test_every_rule_fires_refuses_and_is_in_a_pipeline() -> None:
-    files = {path.stem for path in Path(graph_passes.rules.__file__).parent.glob("*.py")} - {"__init__"}
+    asked_for = {"unfold_winograd"}  # with a tile, and not by a target
+    files = {path.stem for path in Path(graph_passes.rules.__file__).parent.glob("*.py")} - {"__init__", *asked_for}
     known = {value.name for value in vars(pipelines).values() if isinstance(value, Rule)}
     assert len(known) == len(files)
     assert {each.name for passes in pipelines.TARGETS.values() for each in passes} >= known
