@@ -60,13 +60,13 @@ def refused(result: Result, sentence: str) -> None:
 def test_the_command_rewrites_a_model_with_external_weights(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    result = run(source, out / "model.onnx", "--target", "cpu", "--json", out / "report.json")
+    result = run(source, out / "model.onnx", "--target", "portable", "--json", out / "report.json")
     assert result.exit_code == 0, result.output
     assert listing(out) == ["model.onnx", "model.onnx_data", "report.json"]
-    assert "4 nodes before, 1 after" in result.output  # one Linear
+    assert "4 nodes before, 2 after" in result.output
     assert any(line.split()[:4] == ["fold", "weights", "1", "0.00"] for line in result.output.splitlines())
     report = json.loads((out / "report.json").read_text())
-    assert (report["target"], report["nodes_before"], report["nodes_after"]) == ("cpu", 4, 1)
+    assert (report["target"], report["nodes_before"], report["nodes_after"]) == ("portable", 4, 2)
     assert {entry["name"]: entry["applied"] for entry in report["passes"]}["remove identities"] == 1
     assert all(set(entry) == {"name", "applied", "seconds"} for entry in report["passes"])
     proto = onnx.load(out / "model.onnx", load_external_data=False)
@@ -78,6 +78,13 @@ def test_the_command_rewrites_a_model_with_external_weights(source: Path, tmp_pa
     written = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(out / "model.onnx").graph.initializer}
     np.testing.assert_array_equal(written["linear.w.transpose"], weights["linear.w"].T)
     np.testing.assert_array_equal(written["linear.b"], weights["linear.b"])
+
+
+def test_the_body_of_a_custom_op_is_no_node_of_the_graph(source: Path, tmp_path: Path) -> None:
+    result = run(source, tmp_path / "out.onnx", "--target", "cpu")
+    assert "4 nodes before, 1 after" in result.output
+    proto = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    assert [node.op_type for node in proto.graph.node] == [function.name for function in proto.functions] == ["Linear"]
 
 
 def test_small_weights_stay_in_the_graph(tmp_path: Path) -> None:
