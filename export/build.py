@@ -27,7 +27,7 @@ from export.weights import Checkpoint, open_checkpoint
 from graph_passes.pipelines import for_target
 from graph_passes.step import Pass, run
 from graph_passes.work import count_macs
-from runtime.errors import HandheldError, InputError
+from runtime.errors import CheckFailed, HandheldError, InputError
 from runtime.manifest import ComponentEntry, FileEntry
 
 Step = Callable[[str], object]
@@ -152,7 +152,8 @@ def _raise_failures(futures: Sequence[Future[Any]]) -> None:
 def _elsewhere(order: Order, names: tuple[str, ...]) -> Iterator[Callable[[], dict[str, Built]]]:
     """Starts a second process on the named components; gives a function that waits for them.
 
-    The process ends with the block, whatever happened in it. Errors: those of `build`; InputError where the process was killed.
+    The process ends with the block, whatever happened in it. Errors: those of `build`; InputError where the process was killed;
+    CheckFailed where it failed with an error that is none of ours.
     """
     if not names:
         yield dict
@@ -167,6 +168,10 @@ def _elsewhere(order: Order, names: tuple[str, ...]) -> Iterator[Callable[[], di
         try:
             kind, value = receiver.recv()
         except EOFError:
+            process.join()
+            if process.exitcode and process.exitcode > 0:  # an error that is nobody's: the process has written its traceback
+                sentence = f"the process that exports {', '.join(names)} failed: what it says above is a fault of this program"
+                raise CheckFailed(sentence) from None
             raise InputError(f"the process that exports {', '.join(names)} was killed: is there enough memory?") from None
         if kind == "failed":
             raise value

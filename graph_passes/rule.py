@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from graph_passes.step import Pass
 from graph_passes.values import Dimension, add_initializer, dimensions, is_standard
+
+Site = TypeVar("Site")
 
 
 class Refused(Exception):
@@ -45,6 +48,42 @@ def apply(rule: Rule, model: ir.Model) -> int:
                 continue
             applied += 1
     return applied
+
+
+def fusion(
+    name: str, is_candidate: Callable[[ir.Node], bool], find: Callable[[ir.Node], Site], fuse: Callable[[Site, ir.Node], None]
+) -> Pass:
+    """The pass that makes one node of every site of an operator, and tells which sites it left.
+
+    `find` gives the site around a candidate, or raises Refused with the reason; `fuse` puts the operator in its place.
+    """
+
+    def run(model: ir.Model) -> int:
+        fused = 0
+        for graph in list(model.graphs()):
+            for node in graph:
+                if not is_candidate(node):
+                    continue
+                try:
+                    fuse(find(node), node)
+                except Refused:
+                    continue
+                fused += 1
+        if fused:
+            RemoveUnusedNodesPass()(model)
+        return fused
+
+    def refused(model: ir.Model) -> list[str]:
+        sentences = []
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            if is_candidate(node):
+                try:
+                    find(node)
+                except Refused as reason:
+                    sentences.append(f"{node.op_type} '{node.name}': {reason}")
+        return sentences
+
+    return Pass(name, run, refused)
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:

@@ -8,17 +8,16 @@ writes them and fuses their softmax into the product with the values (Chen et al
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset14, script
 from onnxscript.values import Opset
 
-from graph_passes.rule import Refused, adopt, emit, emit_constant, replace
-from graph_passes.step import Pass
+from graph_passes.rule import Refused, adopt, emit, emit_constant, fusion, replace
 from graph_passes.values import add_initializer, constant, dimensions, integer, integers, is_standard, only_user, operands, producer
 
 handheld = Opset("handheld", 1)
@@ -71,48 +70,6 @@ class _Site:
     heads: int
     dim: int
     scale: float
-
-
-def _fuse_attention(model: ir.Model, op_type: str) -> int:
-    fused = 0
-    for graph in list(model.graphs()):
-        for node in graph:
-            if not is_standard(node, "Softmax"):
-                continue
-            try:
-                _fuse(_site(node), op_type, node.name)
-            except Refused:
-                continue
-            fused += 1
-    if fused:
-        RemoveUnusedNodesPass()(model)
-    return fused
-
-
-def fuse_flash_attention(model: ir.Model) -> int:
-    """Makes one FlashAttention of every attention. Returns how many it made."""
-    return _fuse_attention(model, "FlashAttention")
-
-
-def fuse_partial_softmax_attention(model: ir.Model) -> int:
-    """Makes one PartialSoftmaxAttention of every attention. Returns how many it made."""
-    return _fuse_attention(model, "PartialSoftmaxAttention")
-
-
-def refused_attentions(model: ir.Model) -> list[str]:
-    """A sentence for each softmax that is still a standard operator, and why."""
-    sentences = []
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if is_standard(node, "Softmax"):
-            try:
-                _site(node)
-            except Refused as reason:
-                sentences.append(f"Softmax '{node.name}': {reason}")
-    return sentences
-
-
-FUSE_FLASH_ATTENTION = Pass("fuse flash attention", fuse_flash_attention, refused_attentions)
-FUSE_PARTIAL_SOFTMAX_ATTENTION = Pass("fuse partial softmax attention", fuse_partial_softmax_attention, refused_attentions)
 
 
 def _site(softmax: ir.Node) -> _Site:
@@ -224,11 +181,15 @@ def _sizes(value: ir.Value, name: str) -> tuple[int, int]:
     return heads, dim
 
 
-def _fuse(site: _Site, op_type: str, name: str | None) -> None:
+def _is_candidate(node: ir.Node) -> bool:
+    return is_standard(node, "Softmax")
+
+
+def _fuse(site: _Site, softmax: ir.Node, op_type: str) -> None:
     last = site.last
     joined = [_joined(value, site, last) for value in (site.q, site.k, site.v)]
     attributes = {"heads": site.heads, "scale": site.scale}
-    node = ir.node(op_type, [*joined, _mask(site.mask, last)], attributes, domain=handheld.domain, name=name)
+    node = ir.node(op_type, [*joined, _mask(site.mask, last)], attributes, domain=handheld.domain, name=softmax.name)
     assert last.graph is not None
     last.graph.insert_before(last, node)
     result = node.outputs[0]
@@ -280,3 +241,8 @@ def _mask(mask: ir.Value | None, before: ir.Node) -> ir.Value:
     if rank == 4:
         return mask
     return emit(before, "Unsqueeze", [mask, emit_constant(before, np.arange(4 - rank))], suffix="_mask")
+
+
+FUSE_FLASH_ATTENTION = fusion("fuse flash attention", _is_candidate, _site, functools.partial(_fuse, op_type="FlashAttention"))
+FUSE_PARTIAL_SOFTMAX_ATTENTION = fusion("fuse partial softmax attention", _is_candidate, _site,
+                                        functools.partial(_fuse, op_type="PartialSoftmaxAttention"))

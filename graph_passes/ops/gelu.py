@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset14, script
 from onnxscript.values import Opset
 
-from graph_passes.rule import Refused, adopt, replace
-from graph_passes.step import Pass
+from graph_passes.rule import Refused, adopt, fusion, replace
 from graph_passes.values import constant, dimensions, integer, integers, is_standard, only_user, operands, other_operand, producer
 
 handheld = Opset("handheld", 1)
@@ -59,38 +57,6 @@ class _Site:
     last: ir.Node
     op_type: str
     x: ir.Value
-
-
-def fuse_gelu(model: ir.Model) -> int:
-    """Makes one node of every GELU, quick GELU and, with the split and the product around it, GEGLU. Returns how many it made."""
-    fused = 0
-    for graph in list(model.graphs()):
-        for node in graph:
-            if not _is_candidate(node):
-                continue
-            try:
-                _fuse(_site(node))
-            except Refused:
-                continue
-            fused += 1
-    if fused:
-        RemoveUnusedNodesPass()(model)
-    return fused
-
-
-def refused_gelus(model: ir.Model) -> list[str]:
-    """A sentence for each GELU that is still made of standard operators, and why."""
-    sentences = []
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if _is_candidate(node):
-            try:
-                _site(node)
-            except Refused as reason:
-                sentences.append(f"{node.op_type} '{node.name}': {reason}")
-    return sentences
-
-
-FUSE_GELU = Pass("fuse gelu", fuse_gelu, refused_gelus)
 
 
 def _is_candidate(node: ir.Node) -> bool:
@@ -194,7 +160,7 @@ def _lengths(split: ir.Node, channels: int) -> list[int] | None:
     return integers(split, "split") or ([channels // count] * count if channels % count == 0 else None)
 
 
-def _fuse(site: _Site) -> None:
+def _fuse(site: _Site, _: ir.Node) -> None:
     node = ir.node(site.op_type, [site.x], domain=handheld.domain, name=site.last.name)
     assert site.last.graph is not None
     site.last.graph.insert_before(site.last, node)
@@ -218,3 +184,6 @@ def _factor(node: ir.Node, number: float) -> ir.Value | None:
 def _is_number(value: ir.Value | None, number: float) -> bool:
     array = constant(value)
     return array is not None and array.size == 1 and bool(np.abs(array - number) <= CLOSE * abs(number))
+
+
+FUSE_GELU = fusion("fuse gelu", _is_candidate, _site, _fuse)

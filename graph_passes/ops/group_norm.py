@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset14, script
 from onnxscript.values import Opset
 
-from graph_passes.rule import Refused, adopt, emit, emit_constant, replace
-from graph_passes.step import Pass
+from graph_passes.rule import Refused, adopt, emit, emit_constant, fusion, replace
 from graph_passes.values import (
     add_initializer,
     constant,
@@ -82,39 +80,6 @@ class _Site:
     bias: ir.Value
     epsilon: float
     groups: int
-
-
-def fuse_group_norm(model: ir.Model) -> int:
-    """Makes one node of every group normalization, with the SiLU behind it where there is one. Returns how many it made."""
-    fused = 0
-    for graph in list(model.graphs()):
-        for node in graph:
-            if not _is_candidate(node):
-                continue
-            try:
-                site = _site(node)
-                _fuse(site, node.name)
-            except Refused:
-                continue
-            fused += 1
-    if fused:
-        RemoveUnusedNodesPass()(model)
-    return fused
-
-
-def refused_group_norms(model: ir.Model) -> list[str]:
-    """A sentence for each normalization that is still a standard operator, and why."""
-    sentences = []
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if _is_candidate(node):
-            try:
-                _site(node)
-            except Refused as reason:
-                sentences.append(f"{node.op_type} '{node.name}': {reason}")
-    return sentences
-
-
-FUSE_GROUP_NORM = Pass("fuse group norm", fuse_group_norm, refused_group_norms)
 
 
 def _is_candidate(node: ir.Node) -> bool:
@@ -187,13 +152,14 @@ def _with_silu(last: ir.Node, x: ir.Value, view: ir.Node | None, scale: ir.Value
     return _Site(last, "GroupNorm", x, view, scale, bias, epsilon, groups)
 
 
-def _fuse(site: _Site, name: str | None) -> None:
+def _fuse(site: _Site, normalization: ir.Node) -> None:
     last, x = site.last, site.x
     if site.view is not None:
         x = emit(last, "Reshape", [x, site.view.inputs[1]])
         adopt(x, site.view.outputs[0])
     inputs = [x, _flat(site.scale, last), _flat(site.bias, last)]
-    node = ir.node(site.op_type, inputs, {"epsilon": site.epsilon, "groups": site.groups}, domain=handheld.domain, name=name)
+    attributes = {"epsilon": site.epsilon, "groups": site.groups}
+    node = ir.node(site.op_type, inputs, attributes, domain=handheld.domain, name=normalization.name)
     assert last.graph is not None
     last.graph.insert_before(last, node)
     adopt(node.outputs[0], x)
@@ -255,3 +221,6 @@ def _restores(reshape: ir.Node, x: ir.Value) -> bool:
     shape_of = producer(reshape.inputs[1], "Shape")
     whole = shape_of is not None and shape_of.inputs[0] is x and all(each.as_int() == 0 for each in shape_of.attributes.values())
     return whole or same_shape(reshape.outputs[0], x)
+
+
+FUSE_GROUP_NORM = fusion("fuse group norm", _is_candidate, _site, _fuse)

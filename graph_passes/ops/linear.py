@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset14, script
 from onnxscript.values import Opset
 
 from graph_passes.ops.gelu import Geglu
-from graph_passes.rule import Refused, adopt, replace
+from graph_passes.rule import Refused, adopt, fusion, replace
 from graph_passes.step import Pass
 from graph_passes.values import (
     add_initializer,
@@ -97,40 +96,11 @@ class _Site:
 
 def fuse_linear(precision: str) -> Pass:
     """The pass that packs the weights of every linear layer, as float32 ("fp32") or as bfloat16 ("bf16")."""
-    dtype = TYPES[precision]
-
-    def fuse(model: ir.Model) -> int:
-        fused = 0
-        for graph in list(model.graphs()):
-            for node in graph:
-                if not _is_candidate(node) or not isinstance(graph, ir.Graph):
-                    continue
-                try:
-                    _fuse(_site(node), graph, dtype)
-                except Refused:
-                    continue
-                fused += 1
-        if fused:
-            RemoveUnusedNodesPass()(model)
-        return fused
-
-    return Pass("fuse linear", fuse, refused_linears)
-
-
-def refused_linears(model: ir.Model) -> list[str]:
-    """A sentence for each product with a constant matrix that is still a standard operator, and why."""
-    sentences = []
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if _is_candidate(node):
-            try:
-                _site(node)
-            except Refused as reason:
-                sentences.append(f"{node.op_type} '{node.name}': {reason}")
-    return sentences
+    return fusion("fuse linear", _is_candidate, _site, functools.partial(_fuse, dtype=TYPES[precision]))
 
 
 def _is_candidate(node: ir.Node) -> bool:
-    return is_standard(node, "MatMul", "Gemm") and is_constant(node.inputs[1])
+    return is_standard(node, "MatMul", "Gemm") and is_constant(node.inputs[1]) and isinstance(node.graph, ir.Graph)
 
 
 def _site(node: ir.Node) -> _Site:
@@ -185,10 +155,11 @@ def _with_residual(site: _Site) -> _Site | None:
     return _Site(add, "LinearAdd", site.x, site.weight, site.transposed, site.bias, residual, site.channels)
 
 
-def _fuse(site: _Site, graph: ir.Graph, dtype: ir.DataType) -> None:
+def _fuse(site: _Site, product: ir.Node, dtype: ir.DataType) -> None:
     rows, columns = site.channels
-    source = site.weight.const_value
+    source, graph = site.weight.const_value, product.graph
     assert source is not None
+    assert isinstance(graph, ir.Graph)
     shape = ir.Shape([-(-columns // PANEL), -(-rows // PAIR[dtype]), PANEL, PAIR[dtype]])
     tensor = ir.LazyTensor(functools.partial(_packed, source, site.transposed, dtype), dtype, shape)
     weights = add_initializer(graph, tensor, f"{site.weight.name}_packed")

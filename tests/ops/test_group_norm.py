@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from export.component import Component
 from export.trace import trace
 from graph_passes.errors import GraphError
-from graph_passes.ops.group_norm import FUSE_GROUP_NORM, fuse_group_norm, refused_group_norms
+from graph_passes.ops.group_norm import FUSE_GROUP_NORM
 from graph_passes.passes.attach_bodies import attach_bodies
 from graph_passes.passes.constants import LIFT_CONSTANTS
 from graph_passes.passes.shapes import INFER_SHAPES
@@ -318,7 +318,7 @@ def test_no_weight_is_read() -> None:
 
     for name in ("scale", "bias"):
         model.graph.initializers[name].const_value = ir.LazyTensor(unread, ir.DataType.FLOAT, ir.Shape([4, 1, 1]))
-    assert fuse_group_norm(model) == 1
+    assert FUSE_GROUP_NORM.run(model) == 1
     with pytest.raises(AssertionError, match="a weight was read"):
         model.graph[0].inputs[1].const_value.numpy()  # type: ignore[union-attr]
 
@@ -365,8 +365,8 @@ def test_a_group_normalization_that_is_left_has_its_reason(opset: int, groups: i
     ones = ", ".join(["1"] * size)
     affine = {"scale": f"float[{size}] scale = {{{ones}}}", "bias": f"float[{size}] bias = {{{ones}}}"}
     model = graph(f"y = GroupNormalization<num_groups: int = {groups}>(x, scale, bias)", opset=opset, **affine)
-    assert fuse_group_norm(model) == 0
-    assert refused_group_norms(model) == [f"GroupNormalization '{model.graph[0].name}': {reason}"]
+    assert FUSE_GROUP_NORM.run(model) == 0
+    assert FUSE_GROUP_NORM.refused(model) == [f"GroupNormalization '{model.graph[0].name}': {reason}"]
 
 
 def test_half_precision_is_left_with_its_reason() -> None:
@@ -374,8 +374,8 @@ def test_half_precision_is_left_with_its_reason() -> None:
     inputs = "float16[N, 4, 3, 5] x, float16[4] scale, float16[4] bias"
     body = "y = GroupNormalization<num_groups: int = 2>(x, scale, bias)"
     model = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["" : 21]> g ({inputs}) => (float16[N, 4, 3, 5] y) {{ {body} }}')
-    assert fuse_group_norm(model) == 0
-    (sentence,) = refused_group_norms(model)
+    assert FUSE_GROUP_NORM.run(model) == 0
+    (sentence,) = FUSE_GROUP_NORM.refused(model)
     assert sentence.endswith(": the input is FLOAT16, and the kernel takes FLOAT")
 
 
