@@ -12,12 +12,13 @@ from export.weights import Checkpoint
 
 def put_weights(model: ir.Model, outline: Checkpoint) -> None:
     """Gives every initializer that is a parameter of the outline's modules the checkpoint's tensor, as an `ir.LazyTensor`."""
-    assert outline.places is not None
+    assert outline.empty is not None
+    places = {tensor.data_ptr(): (component, key) for component, tensors in outline.empty.items() for key, tensor in tensors.items()}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         address = tensor.raw.data_ptr() if isinstance(tensor, ir.Tensor) and isinstance(tensor.raw, torch.Tensor) else None
-        if address in outline.places:
-            component, key = outline.places[address]
+        if address in places:
+            component, key = places[address]
             shape = ir.Shape(outline.shapes[component][key])
             value.const_value = ir.LazyTensor(partial(_tensor, outline, component, key), ir.DataType.FLOAT, shape, name=value.name)
 

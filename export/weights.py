@@ -64,7 +64,8 @@ class Checkpoint:
     opened: dict[str, Tensors] = field(default_factory=dict)  # those that `array` reads: a header has thousands of entries
     mapped: dict[str, Callable[[], Tensors]] = field(default_factory=dict)  # those of the components that are prepared, float32
     locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))
-    places: dict[int, tuple[str, str]] | None = None  # of an outline: component and name of what belongs at an address
+    # Of an outline: what stands in the place of each component's weights. Kept, so that nothing else ever gets one of its addresses.
+    empty: dict[str, dict[str, torch.Tensor]] | None = None
 
     def parameters(self, name: str) -> int:
         """Number of weights of a component, from shapes alone."""
@@ -79,7 +80,7 @@ class Checkpoint:
 
         So a graph costs no copy of its weights, whether they have to be made, converted, or only read.
         """
-        return replace(self, places={})
+        return replace(self, empty={})
 
     def array(self, name: str, key: str) -> np.ndarray:
         """One tensor of a component, float32: made, converted, or a view of the mapped file."""
@@ -105,12 +106,12 @@ class Checkpoint:
         stored are first made or converted under `work`, with `progress` in bytes. Errors: InputError where a weight is NaN or infinite,
         or the disk is full.
         """
-        if self.places is None:
+        if self.empty is None:
             self._prepare(name, progress)
             return fill(skeleton(name, self.configs[name]), self.mapped[name]())
-        empty = {key: torch.empty(shape) for key, shape in self.shapes[name].items()}
-        self.places.update((tensor.data_ptr(), (name, key)) for key, tensor in empty.items())
-        return fill(skeleton(name, self.configs[name]), empty)
+        if name not in self.empty:
+            self.empty[name] = {key: torch.empty(shape) for key, shape in self.shapes[name].items()}
+        return fill(skeleton(name, self.configs[name]), self.empty[name])
 
     def _prepare(self, name: str, progress: Callable[[int], object] | None) -> None:
         with self.locks[name]:

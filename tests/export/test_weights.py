@@ -50,6 +50,15 @@ def test_the_modules_of_a_folder_are_those_that_were_saved(small_folder: Path, p
     assert not (tmp_path / "work").exists()  # float32 is mapped where it lies
 
 
+def test_nothing_else_ever_lies_where_an_outline_has_a_weight(small_folder: Path, tmp_path: Path) -> None:
+    """A weight is known by its address: a buffer of a second module once lay where a weight of the first one had been."""
+    outline = open_checkpoint(str(small_folder), None, tmp_path).outline()
+    first = {tensor.data_ptr(): name for name, tensor in outline.module("text_encoder").state_dict().items()}
+    others = [torch.empty_like(tensor) for tensor in open_checkpoint(str(small_folder), None, tmp_path).module("text_encoder").parameters()]
+    assert first.keys().isdisjoint(other.data_ptr() for other in others)
+    assert {tensor.data_ptr(): name for name, tensor in outline.module("text_encoder").state_dict().items()} == first
+
+
 def test_a_module_computes_what_the_saved_one_computes(small_folder: Path, parts: dict, tmp_path: Path) -> None:
     """Buffers that no checkpoint holds (position_ids) take part in this."""
     checkpoint = open_checkpoint(str(small_folder), None, tmp_path)
