@@ -106,7 +106,7 @@ def _entry(step: Step) -> dict[str, Any]:
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
 @click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")
 @click.option("--winograd", metavar="subgraph|none", help="3x3 convolutions in standard operators, of static shapes; or left as they are.")
-@click.option("--simplify", is_flag=True, help="Try onnxsim too, for models below 64 MB.")
+@click.option("--simplify", is_flag=True, help="Try onnxsim too.")
 @click.option("--force", is_flag=True, help="Replace OUT.onnx.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(source: Path, out: Path, report: Path | None, force: bool, debug: bool, **wish: Any) -> None:
