@@ -1,0 +1,141 @@
+"""The published models' architectures with few channels: every layer and every site of a fusion, in graphs that run in milliseconds."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from export.component import Component
+from export.families.unet import UNet
+from export.families.vae import VaeDecoder, VaeEncoder
+from export.trace import trace
+
+
+class TextEncoder(torch.nn.Module):
+    """input_ids [B, S] -> last_hidden_state [B, S, 16]."""
+
+    def __init__(self, layers: int, activation: str) -> None:
+        super().__init__()
+        config = CLIPTextConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2,
+                                hidden_act=activation, bos_token_id=0, eos_token_id=3, pad_token_id=1)  # fmt: skip
+        self.model = CLIPTextModel(config)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, return_dict=False)[0]
+
+
+def unet(**changes: Any) -> torch.nn.Module:
+    """Stable Diffusion's: four levels, two layers in each, 16 transformers."""
+    structure = {"sample_size": 8, "block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "cross_attention_dim": 16,
+                 "attention_head_dim": 2, "layers_per_block": 2}  # fmt: skip
+    return UNet(UNet2DConditionModel(**{**structure, **changes}))
+
+
+# 70 transformers in the lower two of three levels, 2 and 10 deep; the refiner's 44 in the middle two of four, 4 deep
+SDXL = {"block_out_channels": (8, 8, 8), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
+REFINER = {"transformer_layers_per_block": 4, "use_linear_projection": True,
+           "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+           "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=2,
+                         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip
+
+
+ARCHITECTURES: dict[str, Callable[[], torch.nn.Module]] = {
+    "unet": unet,
+    "sdxl": lambda: unet(**SDXL),
+    "refiner": lambda: unet(**REFINER),
+    "vae_decoder": lambda: VaeDecoder(vae()),
+    "vae_encoder": lambda: VaeEncoder(vae()),
+    "vit-l": lambda: TextEncoder(12, "quick_gelu"),  # SD 1.x and SDXL's first
+    "vit-h": lambda: TextEncoder(23, "gelu"),  # SD 2.x
+    "tanh": lambda: TextEncoder(1, "gelu_pytorch_tanh"),  # nobody's: its GELU is another function
+}
+
+
+def component(architecture: str) -> Component:
+    """An architecture with seeded weights, its example inputs and its free axes."""
+    torch.manual_seed(zlib.crc32(architecture.encode()))
+    module = ARCHITECTURES[architecture]().eval()
+    for each in module.modules():
+        if isinstance(each, torch.nn.GroupNorm):  # as they come, scale and bias are 1 and 0, and an error in them would not be seen
+            torch.nn.init.normal_(each.weight, 1, 0.3)
+            torch.nn.init.normal_(each.bias, 0, 0.3)
+    tokens, picture = {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 2: "height", 3: "width"}
+    if architecture in ("vit-l", "vit-h", "tanh"):
+        ids = torch.randint(4, 60, (2, 9))
+        return Component(architecture, module, {"input_ids": ids}, ("out",), {"input_ids": tokens, "out": tokens})
+    if architecture.startswith("vae"):
+        sample = torch.randn((2, 4, 8, 8) if architecture == "vae_decoder" else (2, 3, 32, 32))
+        scaled = {axis: f"scaled_{name}" if axis else name for axis, name in picture.items()}
+        return Component(architecture, module, {"sample": sample}, ("out",), {"sample": picture, "out": scaled})
+    # a size that the U-Net cannot halve three times: else torch takes its sizes for constants
+    inputs = {"sample": torch.randn(2, 4, 12, 10), "timestep": torch.tensor(5), "encoder_hidden_states": torch.randn(2, 7, 16)}
+    return Component(architecture, module, inputs, ("out",),
+                     {"sample": picture, "encoder_hidden_states": tokens, "out": picture})  # fmt: skip
+
+
+def by_torchscript(made: Component, opset: int, folder: Path) -> ir.Model:
+    """As optimum does."""
+    torch.onnx.export(made.module, tuple(made.example_inputs.values()), folder / "torchscript.onnx", dynamo=False, opset_version=opset,
+                      input_names=list(made.example_inputs), output_names=["out"], dynamic_axes=made.dynamic_axes)  # fmt: skip
+    return ir.load(folder / "torchscript.onnx")
+
+
+def by_dynamo(made: Component, opset: int, _: Path) -> ir.Model:
+    """torch's new exporter by its own defaults."""
+    program = torch.onnx.export(made.module, tuple(made.example_inputs.values()), dynamo=True, opset_version=opset, verbose=False,
+                                input_names=list(made.example_inputs), output_names=["out"])  # fmt: skip
+    assert program is not None
+    return program.model
+
+
+EXPORTERS: dict[str, Callable[[Component, int, Path], ir.Model]] = {
+    "dynamic": lambda made, *_: trace(made, dynamic=True),  # as this project exports
+    "static": lambda made, *_: trace(made, dynamic=False),
+    "dynamo": by_dynamo,
+    "torchscript": by_torchscript,
+}
+
+
+def write(folder: Path, architecture: str, exporter: str, opset: int) -> None:
+    """Writes what `Traced` reads: the graph, and what torch makes of the example inputs."""
+    made = component(architecture)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = EXPORTERS[exporter](made, opset, folder)
+        arrays = {"expected": made.module(*made.example_inputs.values()), **made.example_inputs}
+    assert model.opset_imports[""] == opset
+    ir.save(model, folder / "model.onnx")
+    np.savez(folder / "arrays.npz", **{name: tensor.numpy() for name, tensor in arrays.items()})
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph in a folder of its own, before any pass."""
+
+    folder: Path
+
+    def model(self) -> ir.Model:
+        return ir.load(self.folder / "model.onnx")
+
+    def arrays(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Inputs by name, and torch's output."""
+        with np.load(self.folder / "arrays.npz") as stored:
+            arrays = dict(stored)
+        expected = arrays.pop("expected")
+        return arrays, expected
