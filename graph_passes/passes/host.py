@@ -12,6 +12,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from graph_passes.extract import extracted
 from graph_passes.passes.unused import remove_unused
 from graph_passes.values import is_constant, is_standard, static_shape
 
@@ -32,7 +33,7 @@ def split_host(model: ir.Model) -> ir.Model | None:
     cuts = [value for node in moved for value in node.outputs if any(use.node not in moved for use in value.uses())]
     if not cuts or any(value.is_graph_output() for node in moved for value in node.outputs):
         return None
-    host = _extracted(model, moved, cuts)
+    host = extracted(model, moved, cuts, f"{graph.name}_host")
     taken = Counter(str(value.name) for value in graph.inputs)
     for value, output in zip(cuts, host.graph.outputs, strict=True):
         name = _name(value, taken)
@@ -83,43 +84,6 @@ def _above(node: ir.Node) -> set[ir.Node]:
                 found.add(producer)
                 open_.append(producer)
     return found
-
-
-def _extracted(model: ir.Model, moved: list[ir.Node], cuts: list[ir.Value]) -> ir.Model:
-    """A model of copies of the moved nodes."""
-    copies: dict[ir.Value, ir.Value] = {}
-    inputs: list[ir.Value] = []
-    initializers: list[ir.Value] = []
-    for node in moved:
-        for value in node.inputs:
-            if value is None or value in copies or value.producer() is not None:
-                continue
-            copies[value] = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
-            (initializers if is_constant(value) else inputs).append(copies[value])
-    nodes = []
-    for node in moved:
-        copy = ir.node(
-            node.op_type,
-            [None if value is None else copies[value] for value in node.inputs],
-            dict(node.attributes),
-            domain=node.domain,
-            num_outputs=len(node.outputs),
-            name=node.name,
-        )
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name, new.type, new.shape = old.name, old.type, old.shape
-            copies[old] = new
-        nodes.append(copy)
-    opsets = dict(model.opset_imports)
-    graph = ir.Graph(
-        inputs,
-        [copies[value] for value in cuts],
-        nodes=nodes,
-        initializers=initializers,
-        opset_imports=opsets,
-        name=f"{model.graph.name}_host",
-    )
-    return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)
 
 
 def _name(value: ir.Value, taken: Counter[str]) -> str:
