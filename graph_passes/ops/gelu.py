@@ -21,6 +21,7 @@ from graph_passes.values import constant, dimensions, integer, integers, is_stan
 handheld = Opset("handheld", 1)
 op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
 
+KERNEL_TYPES = (ir.DataType.FLOAT,)
 QUICK = 1.702
 CLOSE = 1e-3  # relative: exporters and their users write these constants with four digits and more
 
@@ -51,7 +52,7 @@ def Geglu(x):  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """An activation as an exporter wrote it: its input, and the node whose output becomes that of the fused one."""
 
     last: ir.Node
@@ -59,7 +60,7 @@ class _Site:
     x: ir.Value
 
 
-def _is_candidate(node: ir.Node) -> bool:
+def is_candidate(node: ir.Node) -> bool:
     """Whether a GELU of any form is built around the node."""
     if is_standard(node, "Gelu", "Erf"):
         return True
@@ -67,30 +68,31 @@ def _is_candidate(node: ir.Node) -> bool:
     return scaled is not None and _factor(scaled, QUICK if node.op_type == "Sigmoid" else math.sqrt(2 / math.pi)) is not None
 
 
-def _site(node: ir.Node) -> _Site:
-    """The activation around `node`. Raises Refused with the reason where it is none, or not one for the kernel."""
+def find_site(node: ir.Node, types: tuple[ir.DataType, ...] = KERNEL_TYPES) -> Site:
+    """The activation around `node`. Raises Refused with the reason where it is none, or not one for a kernel of these types."""
     if node.op_type == "Tanh" or (node.op_type == "Gelu" and _approximation(node) != "none"):
         raise Refused("the approximation of GELU by tanh is another function than the kernel's, which is exact")
     if node.op_type == "Sigmoid":
         site = _quick_gelu(node)
     else:
-        site = _Site(node, "Gelu", operands(node)[0]) if node.op_type == "Gelu" else _around_erf(node)
+        site = Site(node, "Gelu", operands(node)[0]) if node.op_type == "Gelu" else _around_erf(node)
         site = _geglu(site) or site
-    if site.x.dtype != ir.DataType.FLOAT:
-        raise Refused(f"the input is {site.x.dtype or 'of unknown type'}, and the kernel takes FLOAT")
+    if site.x.dtype not in types:
+        taken = " and ".join(each.name for each in types)
+        raise Refused(f"the input is {site.x.dtype or 'of unknown type'}, and the kernel takes {taken}")
     return site
 
 
-def _quick_gelu(sigmoid: ir.Node) -> _Site:
+def _quick_gelu(sigmoid: ir.Node) -> Site:
     scaled = producer(sigmoid.inputs[0], "Mul")
     x = _factor(scaled, QUICK) if scaled is not None else None
     product = only_user(sigmoid.outputs[0], "Mul")
     if x is None or product is None or other_operand(product, sigmoid.outputs[0]) is not x:
         raise Refused("the sigmoid of 1.702 x is not multiplied with x alone")
-    return _Site(product, "QuickGelu", x)
+    return Site(product, "QuickGelu", x)
 
 
-def _around_erf(erf: ir.Node) -> _Site:
+def _around_erf(erf: ir.Node) -> Site:
     """x * (1 + erf(x / sqrt 2)) / 2, its three factors in any order."""
     argument = producer(erf.inputs[0], "Div", "Mul")
     x = _factor(argument, math.sqrt(0.5)) if argument is not None else None
@@ -102,16 +104,16 @@ def _around_erf(erf: ir.Node) -> _Site:
         other = other_operand(first, shifted.outputs[0])
         half_x = producer(other, "Mul", "Div")
         if half_x is not None and _factor(half_x, 0.5) is x:
-            return _Site(first, "Gelu", x)
+            return Site(first, "Gelu", x)
         second = only_user(first.outputs[0], "Mul", "Div")
         if second is not None and other is x and _factor(second, 0.5) is first.outputs[0]:
-            return _Site(second, "Gelu", x)
+            return Site(second, "Gelu", x)
         if second is not None and _is_number(other, 0.5) and second.op_type == "Mul" and other_operand(second, first.outputs[0]) is x:
-            return _Site(second, "Gelu", x)
+            return Site(second, "Gelu", x)
     raise Refused("1 + erf(x / sqrt 2) is not multiplied with x and one half, and nothing else")
 
 
-def _geglu(gelu: _Site) -> _Site | None:
+def _geglu(gelu: Site) -> Site | None:
     """Takes in the product with the first half of the tensor whose second half is activated, where that is all that becomes of it."""
     activated = gelu.last.outputs[0]
     product = only_user(activated, "Mul")
@@ -122,7 +124,7 @@ def _geglu(gelu: _Site) -> _Site | None:
     if whole is None or _source(value) is not whole or not isinstance(channels, int) or channels % 2:
         return None
     halves = [(0, channels // 2), (channels // 2, channels)]
-    return _Site(product, "Geglu", whole) if [_part(value, channels), _part(gelu.x, channels)] == halves else None
+    return Site(product, "Geglu", whole) if [_part(value, channels), _part(gelu.x, channels)] == halves else None
 
 
 def _source(part: ir.Value) -> ir.Value | None:
@@ -160,7 +162,7 @@ def _lengths(split: ir.Node, channels: int) -> list[int] | None:
     return integers(split, "split") or ([channels // count] * count if channels % count == 0 else None)
 
 
-def _fuse(site: _Site, _: ir.Node) -> None:
+def _fuse(site: Site, _: ir.Node) -> None:
     node = ir.node(site.op_type, [site.x], domain=handheld.domain, name=site.last.name)
     assert site.last.graph is not None
     site.last.graph.insert_before(site.last, node)
@@ -186,4 +188,4 @@ def _is_number(value: ir.Value | None, number: float) -> bool:
     return array is not None and array.size == 1 and bool(np.abs(array - number) <= CLOSE * abs(number))
 
 
-FUSE_GELU = fusion("fuse gelu", _is_candidate, _site, _fuse)
+FUSE_GELU = fusion("fuse gelu", is_candidate, find_site, _fuse)

@@ -32,6 +32,8 @@ from graph_passes.values import (
 handheld = Opset("handheld", 1)
 op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
 
+KERNEL_TYPES = (ir.DataType.FLOAT,)
+
 
 # The bodies keep to operators whose form is the same from opset 14 to 23, so that one text serves every graph. ReduceMean is not one
 # of them (its axes became an input at 18), hence the sum over the count. The mean is subtracted before anything else is done:
@@ -66,7 +68,7 @@ def GroupNormSilu(x, scale, bias, epsilon: float, groups: int):  # type: ignore[
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """A group normalization as an exporter wrote it: its operands, and the node whose output becomes that of the fused one.
 
     `view`, where there is one, is the node whose shape x takes first.
@@ -82,24 +84,25 @@ class _Site:
     groups: int
 
 
-def _is_candidate(node: ir.Node) -> bool:
+def is_candidate(node: ir.Node) -> bool:
     return is_standard(node, "InstanceNormalization", "GroupNormalization")
 
 
-def _site(node: ir.Node) -> _Site:
-    """The group normalization around `node`. Raises Refused with the reason where it is none, or not one for the kernel."""
-    return _around_instance_normalization(node) if node.op_type == "InstanceNormalization" else _of_group_normalization(node)
+def find_site(node: ir.Node, types: tuple[ir.DataType, ...] = KERNEL_TYPES) -> Site:
+    """The group normalization around `node`. Raises Refused with the reason where it is none, or not one for a kernel of these types."""
+    around = _around_instance_normalization if node.op_type == "InstanceNormalization" else _of_group_normalization
+    return around(node, types)
 
 
-def _of_group_normalization(node: ir.Node) -> _Site:
+def _of_group_normalization(node: ir.Node, types: tuple[ir.DataType, ...]) -> Site:
     x, scale, bias = operands(node)[:3]
     groups = integer(node, "num_groups", 1)
-    channels, _ = _check_input(x, groups)
+    channels, _ = _check_input(x, groups, types)
     _check_affine(scale, bias, {(channels,)})  # up to opset 20 there is one value per group, which is another function
     return _with_silu(node, x, None, scale, bias, _epsilon(node), groups)
 
 
-def _around_instance_normalization(node: ir.Node) -> _Site:
+def _around_instance_normalization(node: ir.Node, types: tuple[ir.DataType, ...]) -> Site:
     grouped, ones, zeros = node.inputs[:3]
     first = producer(grouped, "Reshape")
     second = only_user(node.outputs[0], "Reshape")
@@ -116,20 +119,20 @@ def _around_instance_normalization(node: ir.Node) -> _Site:
     view = None if _restores(second, x) else second
     if view is not None and not _keeps_batch(view, x):
         raise Refused("the Reshape behind it is not known to make [batch, channels, ...] of its output")
-    channels, rank = _check_input(x if view is None else restored, groups)
+    channels, rank = _check_input(x if view is None else restored, groups, types)
     scale, bias = other_operand(scaled, restored), other_operand(shifted, scaled.outputs[0])
     over_positions = (channels,) + (1,) * (rank - 2)
     _check_affine(scale, bias, {over_positions, (1, *over_positions)})
     return _with_silu(shifted, x, view, scale, bias, _epsilon(node), groups)
 
 
-def _check_input(x: ir.Value, groups: int) -> tuple[int, int]:
+def _check_input(x: ir.Value, groups: int, types: tuple[ir.DataType, ...]) -> tuple[int, int]:
     """Number of channels and rank of an input that the kernel takes."""
     shape = dimensions(x)
     if shape is None or len(shape) < 3 or not isinstance(shape[1], int):
         raise Refused("the input is not known to be [batch, channels, ...]")
-    if x.dtype != ir.DataType.FLOAT:
-        raise Refused(f"the input is {x.dtype or 'of unknown type'}, and the kernel takes FLOAT")
+    if x.dtype not in types:
+        raise Refused(f"the input is {x.dtype or 'of unknown type'}, and the kernel takes {' and '.join(each.name for each in types)}")
     if groups < 1 or shape[1] % groups:
         raise Refused(f"{shape[1]} channels are no multiple of {groups} groups")
     return shape[1], len(shape)
@@ -141,23 +144,23 @@ def _check_affine(scale: ir.Value, bias: ir.Value, shapes: set[tuple[int, ...]])
             raise Refused(f"the {name} is not known to hold one value per channel")
 
 
-def _with_silu(last: ir.Node, x: ir.Value, view: ir.Node | None, scale: ir.Value, bias: ir.Value, epsilon: float, groups: int) -> _Site:
+def _with_silu(last: ir.Node, x: ir.Value, view: ir.Node | None, scale: ir.Value, bias: ir.Value, epsilon: float, groups: int) -> Site:
     """Takes y * sigmoid(y) in where it is all that becomes of the normalized y."""
     y = last.outputs[0]
     readers = [use.node for use in y.uses()]
     sigmoid = next((each for each in readers if is_standard(each, "Sigmoid")), None)
     product = sigmoid and only_user(sigmoid.outputs[0], "Mul")
     if product is not None and not y.is_graph_output() and len(readers) == 2 and product in readers:
-        return _Site(product, "GroupNormSilu", x, view, scale, bias, epsilon, groups)
-    return _Site(last, "GroupNorm", x, view, scale, bias, epsilon, groups)
+        return Site(product, "GroupNormSilu", x, view, scale, bias, epsilon, groups)
+    return Site(last, "GroupNorm", x, view, scale, bias, epsilon, groups)
 
 
-def _fuse(site: _Site, normalization: ir.Node) -> None:
+def _fuse(site: Site, normalization: ir.Node) -> None:
     last, x = site.last, site.x
     if site.view is not None:
         x = emit(last, "Reshape", [x, site.view.inputs[1]])
         adopt(x, site.view.outputs[0])
-    inputs = [x, _flat(site.scale, last), _flat(site.bias, last)]
+    inputs = [x, per_channel(site.scale, last), per_channel(site.bias, last)]
     attributes = {"epsilon": site.epsilon, "groups": site.groups}
     node = ir.node(site.op_type, inputs, attributes, domain=handheld.domain, name=normalization.name)
     assert last.graph is not None
@@ -166,7 +169,7 @@ def _fuse(site: _Site, normalization: ir.Node) -> None:
     replace(last, node.outputs[0])
 
 
-def _flat(value: ir.Value, before: ir.Node) -> ir.Value:
+def per_channel(value: ir.Value, before: ir.Node) -> ir.Value:
     """The value per channel as [C]: itself, an initializer that reads the original when it is written, or a Reshape."""
     shape, graph = dimensions(value), before.graph
     assert shape is not None
@@ -223,4 +226,4 @@ def _restores(reshape: ir.Node, x: ir.Value) -> bool:
     return whole or same_shape(reshape.outputs[0], x)
 
 
-FUSE_GROUP_NORM = fusion("fuse group norm", _is_candidate, _site, _fuse)
+FUSE_GROUP_NORM = fusion("fuse group norm", is_candidate, find_site, _fuse)
