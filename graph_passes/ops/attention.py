@@ -23,6 +23,7 @@ from graph_passes.values import add_initializer, constant, dimensions, integer, 
 handheld = Opset("handheld", 1)
 op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
 
+KERNEL_TYPES = (ir.DataType.FLOAT,)
 TOKENS_FIRST = (0, 2, 1, 3)  # [batch, tokens, heads, dim] to [batch, heads, tokens, dim] and back
 DIM_FIRST = (0, 2, 3, 1)  # [batch, tokens, heads, dim] to [batch, heads, dim, tokens]
 NO_MASK = "no_mask"  # the initializer that all attentions without a mask share
@@ -59,7 +60,7 @@ def PartialSoftmaxAttention(q, k, v, mask, heads: int, scale: float):  # type: i
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """An attention as an exporter wrote it: its operands as [batch, tokens, heads, dim], and the node whose output it is in that form."""
 
     last: ir.Node
@@ -72,8 +73,8 @@ class _Site:
     scale: float
 
 
-def _site(softmax: ir.Node) -> _Site:
-    """The attention around a softmax. Raises Refused with the reason where it is none, or not one for the kernels."""
+def find_site(softmax: ir.Node, types: tuple[ir.DataType, ...] = KERNEL_TYPES) -> Site:
+    """The attention around a softmax. Raises Refused with the reason where it is none, or not one for kernels of these types."""
     weights = _weights(softmax)
     product = only_user(weights, "MatMul")
     if product is None or product.inputs[0] is not weights:
@@ -93,9 +94,9 @@ def _site(softmax: ir.Node) -> _Site:
     for value, name in ((k, "keys"), (v, "values")):
         if _sizes(value, name) != (heads, dim):
             raise Refused(f"the {name} have other heads than the queries")
-    if q.dtype != ir.DataType.FLOAT:
-        raise Refused(f"the queries are {q.dtype or 'of unknown type'}, and the kernel takes FLOAT")
-    return _Site(last, q, k, v, mask, heads, dim, scale * q_scale * k_scale)
+    if q.dtype not in types:
+        raise Refused(f"the queries are {q.dtype or 'of unknown type'}, and the kernel takes {' and '.join(each.name for each in types)}")
+    return Site(last, q, k, v, mask, heads, dim, scale * q_scale * k_scale)
 
 
 def _weights(softmax: ir.Node) -> ir.Value:
@@ -181,19 +182,24 @@ def _sizes(value: ir.Value, name: str) -> tuple[int, int]:
     return heads, dim
 
 
-def _is_candidate(node: ir.Node) -> bool:
+def is_candidate(node: ir.Node) -> bool:
     return is_standard(node, "Softmax")
 
 
-def _fuse(site: _Site, softmax: ir.Node, op_type: str) -> None:
+def _fuse(site: Site, softmax: ir.Node, op_type: str) -> None:
     last = site.last
-    joined = [_joined(value, site, last) for value in (site.q, site.k, site.v)]
+    joined = [join_heads(value, site, last) for value in (site.q, site.k, site.v)]
     attributes = {"heads": site.heads, "scale": site.scale}
     node = ir.node(op_type, [*joined, _mask(site.mask, last)], attributes, domain=handheld.domain, name=softmax.name)
     assert last.graph is not None
     last.graph.insert_before(last, node)
-    result = node.outputs[0]
-    adopt(result, joined[0])
+    adopt(node.outputs[0], joined[0])
+    put_result(site, node.outputs[0])
+
+
+def put_result(site: Site, result: ir.Value) -> None:
+    """Puts [batch, tokens, heads * dim] in the place of what the exporter wrote, and of the Reshape that joins its heads."""
+    last = site.last
     restored = only_user(last.outputs[0], "Reshape")
     if restored is not None and _joins(restored, site):
         replace(restored, result)
@@ -201,7 +207,7 @@ def _fuse(site: _Site, softmax: ir.Node, op_type: str) -> None:
         replace(last, emit(last, "Reshape", [result, emit_constant(last, np.array([0, 0, site.heads, site.dim], np.int64))]))
 
 
-def _joined(value: ir.Value, site: _Site, before: ir.Node) -> ir.Value:
+def join_heads(value: ir.Value, site: Site, before: ir.Node) -> ir.Value:
     """[batch, tokens, heads, dim] as [batch, tokens, heads * dim]: what it was split from, if that is known, or a Reshape."""
     split = producer(value, "Reshape")
     if split is not None and _splits(split, site):
@@ -209,13 +215,13 @@ def _joined(value: ir.Value, site: _Site, before: ir.Node) -> ir.Value:
     return emit(before, "Reshape", [value, emit_constant(before, np.array([0, 0, site.heads * site.dim], np.int64))], suffix="_joined")
 
 
-def _splits(reshape: ir.Node, site: _Site) -> bool:
+def _splits(reshape: ir.Node, site: Site) -> bool:
     """Whether the Reshape makes [batch, tokens, heads, dim] of [batch, tokens, heads * dim] and leaves batch and tokens as they are."""
     shape = dimensions(reshape.inputs[0]) or ()
     return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_batch(reshape)
 
 
-def _joins(reshape: ir.Node, site: _Site) -> bool:
+def _joins(reshape: ir.Node, site: Site) -> bool:
     """Whether the Reshape makes [batch, tokens, heads * dim] of [batch, tokens, heads, dim]."""
     shape = dimensions(reshape.outputs[0]) or ()
     return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_batch(reshape)
@@ -237,12 +243,17 @@ def _mask(mask: ir.Value | None, before: ir.Node) -> ir.Value:
     if mask is None:
         none = graph.initializers.get(NO_MASK)
         return none if none is not None else add_initializer(graph, ir.tensor(np.zeros((1, 1, 1, 1), np.float32)), NO_MASK)
+    return with_four_axes(mask, before)
+
+
+def with_four_axes(mask: ir.Value, before: ir.Node) -> ir.Value:
+    """[batch, heads, queries, keys] of a mask that leaves the first of them out."""
     rank = len(dimensions(mask) or ())
     if rank == 4:
         return mask
     return emit(before, "Unsqueeze", [mask, emit_constant(before, np.arange(4 - rank))], suffix="_mask")
 
 
-FUSE_FLASH_ATTENTION = fusion("fuse flash attention", _is_candidate, _site, functools.partial(_fuse, op_type="FlashAttention"))
-FUSE_PARTIAL_SOFTMAX_ATTENTION = fusion("fuse partial softmax attention", _is_candidate, _site,
+FUSE_FLASH_ATTENTION = fusion("fuse flash attention", is_candidate, find_site, functools.partial(_fuse, op_type="FlashAttention"))
+FUSE_PARTIAL_SOFTMAX_ATTENTION = fusion("fuse partial softmax attention", is_candidate, find_site,
                                         functools.partial(_fuse, op_type="PartialSoftmaxAttention"))
