@@ -183,7 +183,7 @@ def torch_trajectory(checkpoint: Checkpoint, taken: Walk, work: Path) -> Traject
     pipeline.unet.register_forward_hook(on_prediction)
     generators = [torch.Generator().manual_seed(taken.seed) for _ in taken.prompts]
     pictures = pipeline(list(taken.prompts), num_inference_steps=taken.steps, guidance_scale=taken.guidance, generator=generators,
-                        output_type="np", callback_on_step_end=on_step, **_start(taken)).images
+                        output_type="np", callback_on_step_end=on_step, **beginning(taken)).images
     tokenizers = {name: getattr(pipeline, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipeline, name, None) is not None}
     ids = {name: _ids(tokenizer, taken.prompt) for name, tokenizer in tokenizers.items()}
     picture = (pictures[-1] * 255).round().astype(np.uint8)
@@ -213,7 +213,7 @@ def diffusers_pipeline(checkpoint: Checkpoint, taken: Walk, work: Path) -> Any:
     return pipeline
 
 
-def _start(taken: Walk) -> dict[str, Any]:
+def beginning(taken: Walk) -> dict[str, Any]:
     """The arguments that begin a walk in diffusers."""
     if taken.latents is not None:
         return {"latents": torch.from_numpy(taken.latents), "height": taken.height, "width": taken.width}
