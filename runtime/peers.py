@@ -49,6 +49,7 @@ class Contest:
     def run(self, packages: Sequence[Package], step: Callable[[str], object] = str) -> list[Row]:
         """Measures every component by everybody: [{component, who, precision, median_ms, load_ms, snr_db, ratio (to stock's median)}].
 
+        `step` is told what was just measured and what is next: all of it takes minutes, and the last of it may fail.
         Errors: CheckFailed where outputs differ; Unavailable where OpenVINO does not run.
         """
         rows: list[Row] = []
@@ -71,10 +72,10 @@ class Contest:
             rows.append({"component": component, "who": who, "precision": precision, **figures, "snr_db": round(snr, 2), "ratio": ratio})
 
         for hint, precision in PRECISIONS.items():
-            step(f"{component}: OpenVINO {precision}")
+            step(f"{component}: {rows[-1]['median_ms']:.0f} ms; OpenVINO {precision}")
             enter("OpenVINO", precision, *self._openvino(component, hint, folder))
         for package in packages:
-            step(f"{component}: {package.path.name}")
+            step(f"{component}: {rows[-1]['median_ms']:.0f} ms; {package.path.name}")
             enter(package.path.name, package.manifest.precision, *self._ours(package, component, folder))
         return rows
 
