@@ -14,6 +14,7 @@ from graph_passes.passes.attach_bodies import ATTACH_BODIES
 from graph_passes.passes.constants import FOLD_CONSTANTS, LIFT_CONSTANTS
 from graph_passes.passes.duplicates import MERGE_INITIALIZERS, MERGE_NODES
 from graph_passes.passes.functions import INLINE_FUNCTIONS
+from graph_passes.passes.half import Measure
 from graph_passes.passes.metadata import CLEAR_METADATA
 from graph_passes.passes.names import NAME_NODES
 from graph_passes.passes.shapes import INFER_SHAPES, SHARE_SIZES
@@ -22,6 +23,7 @@ from graph_passes.passes.static_shapes import static_shapes
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.passes.weights import FOLD_WEIGHTS
 from graph_passes.passes.winograd import Policy, winograd
+from graph_passes.precision import lowered
 from graph_passes.rules.approximate_gelu import APPROXIMATE_GELU
 from graph_passes.rules.compose_casts import COMPOSE_CASTS
 from graph_passes.rules.compose_reshapes import COMPOSE_RESHAPES
@@ -170,7 +172,13 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     "xnnpack": XNNPACK,
 }
 CONVOLVE_IN_HARDWARE = ("nnapi", "coreml", "qnn")
-PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": ("fp32", "bf16")}  # of the other targets: fp32
+PRECISIONS: dict[str, tuple[str, ...]] = {  # of the other targets: fp32
+    "cpu": ("fp32", "bf16"),
+    "portable": ("fp32", "fp16"),
+    "coreml": ("fp32", "fp16"),
+    "webgpu": ("fp32", "fp16"),
+    "qnn": ("fp16",),
+}
 
 
 def for_target(
@@ -183,12 +191,13 @@ def for_target(
     budget: float | None = None,
     costs: str | None = None,
     winograd_as: str | None = None,
+    measure: Measure | None = None,
 ) -> tuple[Pass, ...]:
     """The passes for a target. With `shapes` ({input name: shape}) the graph becomes static first; with `simplify` onnxsim has a turn.
 
-    `precision`: the least that the operands of products may have. For the target cpu, layers are weighed at the input shapes `at`
-    where the graph's own are free, by the costs of a class of machines or a file (None: of this machine), and the weights may
-    grow to `budget` times the plain ones (None: as far as it takes for the least time).
+    `precision`: the least that the operands of products may have; `measure` tells it the ranges of a graph's values.
+    For the target cpu, layers are weighed at the input shapes `at` where the graph's own are free, by the costs of a class of machines or
+    a file (None: of this machine), and the weights may grow to `budget` times the plain ones (None: as far as it takes for the least time).
     `winograd_as`: "none", or "subgraph" for standard operators in the place of the target cpu's kernels (None).
     Errors: GraphError for a target without a pipeline, what a target does not have, and costs that are not there.
     """
@@ -213,4 +222,4 @@ def for_target(
     elif target == "cpu":
         policy = Policy(table(costs), precision, budget, at or {})
         passes = (*PORTABLE, winograd(policy), *_FUSE, fuse_linear(precision), *_ATTACH)
-    return (*first, *second, *passes)
+    return (*first, *second, *passes, *lowered(precision, target, measure))
