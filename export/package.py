@@ -20,6 +20,7 @@ import onnx_ir as ir
 from PIL import Image
 
 from export.component import Component
+from export.exchange import exchange
 from graph_passes.step import Step
 from runtime.errors import CheckFailed, InputError
 from runtime.manifest import NAME, ComponentEntry, FileEntry, HostEntry, Manifest, Port, files_below, sha256_of
@@ -62,8 +63,9 @@ def staged(out: Path, force: bool = False) -> Iterator[Staging]:
         yield staging
         _require_free(out, force)  # another export may have been faster
         if out.exists():
-            out.rename(root / "replaced")
-        staging.package.rename(out)
+            exchange(staging.package, out)  # the old one goes with the rest
+        else:
+            staging.package.rename(out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise InputError(f"the disk of '{out.parent}' is full, and nothing was left there: free some space, or choose another "

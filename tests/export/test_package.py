@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from export import package
+from export import exchange, package
 from export.component import Component
 from export.families import sd
 from export.package import copy_files, finish, staged, write_component, write_graph, write_index, write_pictures
@@ -83,6 +83,30 @@ def test_force_replaces_a_package_when_the_new_one_is_whole(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="broken"):
         build(out, force=True, before_the_end=failing(ValueError("broken")))
     assert (out / "manifest.json").read_text() == "old"
+    build(out, force=True)
+    assert (out / "manifest.json").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_force_leaves_no_moment_without_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of the file system, where it has one: here every other way to move a folder fails."""
+    out = a_package(tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda *_: failing(AssertionError("moved in two steps"))())
+        build(out, force=True)
+    assert (out / "manifest.json").read_text() == "new"
+
+
+def test_force_where_the_file_system_knows_no_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old package is moved aside; it comes back when the new one cannot take its place."""
+    out, rename = a_package(tmp_path / "out"), Path.rename
+    full = failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    monkeypatch.setattr(exchange, "_at_once", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", lambda path, to: full() if path.name == "package" else rename(path, to))
+    with pytest.raises(InputError, match="is full, and nothing was left there"):
+        build(out, force=True)
+    assert (out / "manifest.json").read_text() == "old"
+    monkeypatch.setattr(Path, "rename", rename)
     build(out, force=True)
     assert (out / "manifest.json").read_text() == "new"
     assert list(tmp_path.iterdir()) == [out]
