@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from graph_passes.contrib import bias_add, bias_split_gelu
+from graph_passes.contrib.attention import FUSE_MULTI_HEAD_ATTENTION
+from graph_passes.contrib.bias_add import fuse_bias_add
+from graph_passes.contrib.bias_split_gelu import fuse_bias_split_gelu
+from graph_passes.contrib.channels_last import CHANNELS_LAST
+from graph_passes.contrib.group_norm import FUSE_CONTRIB_GROUP_NORM
+from graph_passes.contrib.packed_attention import PACK_ATTENTION
+from graph_passes.contrib.skip_group_norm import FUSE_SKIP_GROUP_NORM
+from graph_passes.contrib.skip_layer_norm import FUSE_SKIP_LAYER_NORM
 from graph_passes.costs import table
 from graph_passes.errors import GraphError
 from graph_passes.ops.attention import FUSE_FLASH_ATTENTION
@@ -158,6 +167,24 @@ COREML: tuple[Pass, ...] = (
     *_LEFT,
 )
 
+# what the CUDA provider has of ONNX Runtime's own operators, with the channels last throughout
+CUDA: tuple[Pass, ...] = (
+    *PORTABLE,
+    FUSE_CONTRIB_GROUP_NORM,
+    FUSE_MULTI_HEAD_ATTENTION,
+    PACK_ATTENTION,
+    fuse_bias_split_gelu(bias_split_gelu.CUDA_WIDTHS),
+    FUSE_SKIP_LAYER_NORM,
+    fuse_bias_add(bias_add.CUDA_WIDTHS),
+    CHANNELS_LAST,
+    FUSE_SKIP_GROUP_NORM,
+    REMOVE_UNUSED,
+    MERGE_INITIALIZERS,
+    MERGE_NODES,
+    REMOVE_UNUSED,
+    NAME_NODES,
+)
+
 # WebGPU's provider has norms, GELU and attention's parts under their standard names; XNNPACK's takes convolutions, products and softmax,
 # and leaves the rest to the CPU beside it, in the same memory
 WEBGPU: tuple[Pass, ...] = PORTABLE
@@ -168,6 +195,7 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     "cpu": CPU,
     "nnapi": NNAPI,
     "coreml": COREML,
+    "cuda": CUDA,
     "webgpu": WEBGPU,
     "xnnpack": XNNPACK,
 }
