@@ -12,6 +12,8 @@ from graph_passes.values import is_constant, is_standard
 DOMAIN, VERSION = "com.microsoft", 1
 TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)  # the kernels of both providers that have these operators, CUDA and WebGPU, take both
 
+ALWAYS_FLOAT32 = {"GroupNorm": (1, 2), "SkipGroupNorm": (1, 2)}  # inputs that the CUDA kernels take in no other type: gamma and beta
+
 
 def insert(
     before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], name: str | None, outputs: int = 1

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graph_passes.contrib.nodes import ALWAYS_FLOAT32, DOMAIN
 from graph_passes.errors import GraphError
 from graph_passes.step import Outcome, Pass
 from graph_passes.values import DEFAULT_DOMAINS, add_initializer, is_constant, is_standard
@@ -100,7 +101,7 @@ def _above(node: ir.Node) -> Iterator[ir.Node]:
 def _half_port(node: ir.Node, index: int, opset: int, output: bool = False) -> bool:
     """Whether an operator's input or output can be float16; where ONNX does not know the operator, yes."""
     if node.domain not in DEFAULT_DOMAINS:
-        return True
+        return output or node.domain != DOMAIN or index not in ALWAYS_FLOAT32.get(node.op_type, ())
     return node.op_type not in TYPED and _of_schema(node.op_type, opset, index, output)
 
 
@@ -162,7 +163,7 @@ def _convert(graph: ir.Graph, single: Collection[ir.Node], opset: int) -> None:
         cast: ir.Value | None = None
         for node, index, dtype in wanted[value]:
             if dtype not in (None, own):
-                cast = cast or _cast(graph, value, dtype)  # type: ignore[arg-type]
+                cast = cast or _cast(graph, value, dtype)
                 node.replace_input_with(index, cast)
         if own == HALF and value.is_graph_output():
             _keep_output(graph, value, cast or _cast(graph, value, FLOAT))
