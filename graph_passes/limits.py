@@ -1,7 +1,7 @@
-"""What NNAPI and CoreML refuse of operators that their tables list: the rules that ONNX Runtime's providers check node by node.
+"""What providers refuse of operators that they have: the rules that ONNX Runtime's providers check node by node.
 
-Read from the sources of ONNX Runtime (core/providers/nnapi/nnapi_builtin/builders, core/providers/coreml/builders). The tables themselves,
-which ONNX Runtime ships in onnxruntime/tools/mobile_helpers, are read by `graph_passes.plan`.
+Read from the sources of ONNX Runtime (core/providers/nnapi/nnapi_builtin/builders, coreml/builders, xnnpack, webgpu). The operators
+themselves are in tables: ONNX Runtime ships those of NNAPI and CoreML, the others are in `graph_passes.operators`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ COREML_LONGEST = 16_384  # CoreML loads no model in which a dimension is longer 
 COREML_ANY_TYPE = ("And", "ArgMax", "Cast", "Concat", "GatherND", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Unsqueeze", "Where")
 HOST = "move to the host"
 FLOAT, HALF, INT32 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32
+WEBGPU_INT64 = ("Add", "Cast", "Clip", "Concat", "Equal", "Gather", "ReduceSum", "Reshape", "Shape", "Sub", "Tile", "Where")  # since 1.29
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,40 @@ def coreml(node: ir.Node) -> Iterator[Fault]:
         yield Fault("the branches are neither float32 nor float16")
     elif node.op_type == "Resize":
         yield from _resize(node, whole=True)
+
+
+def xnnpack(node: ir.Node) -> Iterator[Fault]:
+    """The faults of a node whose operator XNNPACK has and whose shapes are static. What falls out runs beside it, in the same memory."""
+    yield from _types(node, (FLOAT,), {})
+    sizes = _shape(node.inputs[0])
+    if node.op_type in ("Conv", "ConvTranspose"):
+        yield from _constants(node, {1: "weight", 2: "bias"})
+        if len(sizes) != 4:
+            yield Fault("only 2D convolutions are taken")
+    elif node.op_type == "MatMul":
+        if not is_constant(node.inputs[1]):
+            yield Fault("the second factor is no constant")
+        elif len(sizes) != 2 or len(_shape(node.inputs[1])) != 2:
+            yield Fault("it is no product of two matrices", "multiply linear layers flat", _sizes(sizes))
+    elif node.op_type == "Gemm":
+        yield from _constants(node, {1: "matrix B", 2: "matrix C"})
+        yield from _gemm(node)
+        if len(node.inputs) < 3 or node.inputs[2] is None:
+            yield Fault("it has no C, and the provider dies of that (ONNX Runtime's issue 28541)", "add zero biases")
+    elif node.op_type == "Softmax" and integer(node, "axis", -1) not in (-1, len(sizes) - 1):
+        yield Fault("it is not over the last axis")
+    elif node.op_type == "Resize" and _text(node, "mode", "nearest") != "linear":
+        yield Fault("only bilinear interpolation is taken")
+
+
+def webgpu(node: ir.Node) -> Iterator[Fault]:
+    """The faults of a node whose operator WebGPU's provider has and whose shapes are static."""
+    yield from _types(node, (FLOAT, HALF, INT32, ir.DataType.UINT32), dict.fromkeys(WEBGPU_INT64, tuple(ir.DataType)))
+    if node.op_type == "MultiHeadAttention":
+        if any(len(_shape(value)) == 5 for value in node.inputs[:2]):
+            yield Fault("queries, keys and values are packed into one tensor")
+        if len(node.inputs) > 4 and node.inputs[4] is not None:
+            yield Fault("it has a padding mask of keys")
 
 
 def _types(node: ir.Node, usual: tuple[ir.DataType, ...], others: dict[str, tuple[ir.DataType, ...]]) -> Iterator[Fault]:

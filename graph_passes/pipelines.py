@@ -33,6 +33,7 @@ from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.passes.weights import FOLD_WEIGHTS
 from graph_passes.passes.winograd import Policy, winograd
 from graph_passes.precision import lowered
+from graph_passes.rules.add_zero_bias import ADD_ZERO_BIAS
 from graph_passes.rules.approximate_gelu import APPROXIMATE_GELU
 from graph_passes.rules.compose_casts import COMPOSE_CASTS
 from graph_passes.rules.compose_reshapes import COMPOSE_RESHAPES
@@ -185,10 +186,26 @@ CUDA: tuple[Pass, ...] = (
     NAME_NODES,
 )
 
-# WebGPU's provider has norms, GELU and attention's parts under their standard names; XNNPACK's takes convolutions, products and softmax,
-# and leaves the rest to the CPU beside it, in the same memory
+# WebGPU's provider has norms, GELU and attention's parts under their standard names
 WEBGPU: tuple[Pass, ...] = PORTABLE
-XNNPACK: tuple[Pass, ...] = PORTABLE
+
+# XNNPACK's provider takes convolutions, products of two matrices and bilinear Resize, and leaves the rest to the CPU's beside it, in the
+# same memory: there the norms, GELU and attention are our kernels
+XNNPACK: tuple[Pass, ...] = (
+    *PORTABLE,
+    *_FUSE,
+    MULTIPLY_FLAT.as_pass(),
+    FOLD_BIAS.as_pass(),
+    ADD_ZERO_BIAS.as_pass(),
+    COMPOSE_RESHAPES.as_pass(),
+    REMOVE_RESHAPE.as_pass(),
+    REMOVE_UNUSED,
+    MERGE_INITIALIZERS,
+    MERGE_NODES,
+    REMOVE_UNUSED,
+    CLEAR_METADATA,
+    *_ATTACH,
+)
 
 TARGETS: dict[str, tuple[Pass, ...]] = {
     "portable": PORTABLE,

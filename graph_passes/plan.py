@@ -1,13 +1,14 @@
 """python -m graph_passes.plan MODEL.onnx --target T: what of a graph a target takes, in how many partitions, and why not the rest.
 
-A node is taken when its operator is in the table that ONNX Runtime ships for the target, its shapes are static, and it has no fault of
-`graph_passes.limits`. Taken nodes are joined to partitions as ONNX Runtime joins them. ONNX Runtime's own usability checker, which
-knows the tables alone, is asked too: what it says of the operators must be what is said here.
+A node is taken when the target has its operator, its shapes are static, and it has no fault of `graph_passes.limits`. Taken nodes are
+joined to partitions as ONNX Runtime joins them. For NNAPI and CoreML, whose operators are in tables that ONNX Runtime ships, its own
+usability checker is asked too, which knows the tables alone: what it says of the operators must be what is said here.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -22,29 +23,39 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 
 from graph_passes.errors import GraphError
 from graph_passes.files import load
-from graph_passes.limits import HOST, Fault, Limits, coreml, nnapi
+from graph_passes.limits import HOST, Fault, Limits, coreml, nnapi, webgpu, xnnpack
+from graph_passes.operators import WEBGPU, XNNPACK
 from graph_passes.passes.constants import LIFT_CONSTANTS
 from graph_passes.passes.functions import INLINE_FUNCTIONS
 from graph_passes.passes.shapes import INFER_SHAPES, without_weights
 from graph_passes.passes.static_shapes import parse_shapes, static_shapes
 from graph_passes.step import run
 from graph_passes.values import DEFAULT_DOMAINS, static_shape
+from graph_passes.work import Uncounted, macs_of
 
 TABLES = Path(usability_checker.__file__).parent
+WEBGPU_BINDING = 1 << 27  # bytes: what every WebGPU device binds to a shader (maxStorageBufferBindingSize); most bind more
 
 
 @dataclass(frozen=True)
 class Target:
-    """An accelerator whose operators ONNX Runtime ships a table of. `mends` names the pass that lowers an operator that is not in it;
-    `needs` says what the provider asks for beside the graph."""
+    """An accelerator and its `operators`: a set of `domain:Operator`, or the file of one of ONNX Runtime's tables.
+
+    `mends` names the pass that lowers an operator that it has not; `needs` says what the provider asks for beside the graph. `is_compiled`:
+    a partition becomes one program; otherwise each node is one. `in_memory`: it reads and writes the CPU's memory, so that no border costs.
+    `binding`: bytes of the largest tensor that every device of its kind takes.
+    """
 
     name: str
     title: str
-    table: str
+    operators: str | frozenset[str]
     limits: Limits
     mends: dict[str, str]
     needs: str
     most_dimensions: int = 999  # for the usability checker, which knows this one limit for CoreML
+    is_compiled: bool = True
+    in_memory: bool = False
+    binding: int | None = None
 
 
 TARGETS = (
@@ -73,6 +84,26 @@ TARGETS = (
         "the option ModelFormat=MLProgram (iOS 15, macOS 12), and weights in the graph or handed over in memory",
         5,
     ),
+    Target(
+        "xnnpack",
+        "XNNPACK",
+        XNNPACK,
+        xnnpack,
+        {},
+        "a build of ONNX Runtime with XNNPACK, as those for Android and iOS are, and ONNX Runtime's own threads at 1 or not spinning",
+        is_compiled=False,
+        in_memory=True,
+    ),
+    Target(
+        "webgpu",
+        "WebGPU",
+        WEBGPU,
+        webgpu,
+        {"GroupNormalization": "lower group norms"},
+        "a browser with WebGPU (onnxruntime-web), or the plugin onnxruntime-ep-webgpu and a GPU with its driver",
+        is_compiled=False,
+        binding=WEBGPU_BINDING,
+    ),
 )
 
 
@@ -88,8 +119,9 @@ class Refusal:
 @dataclass(frozen=True)
 class Plan:
     """`partitions` holds the number of nodes of each; `places` the partition of each node (0: none, the CPU has it) in the order of the
-    graph; `crossing_bytes` what is copied from one place to another in a run. `checker` is what ONNX Runtime's usability checker says:
-    (nodes that are taken, partitions).
+    graph; `crossing_bytes` what is copied from one place to another in a run. `macs`: multiply-accumulates of the nodes that are taken, and
+    of all, those of unknown shapes left out. `largest_tensor`: in bytes, of those that taken nodes read or write. `checker` is what ONNX
+    Runtime's usability checker says, where it knows the target: (nodes that are taken, partitions).
     """
 
     target: str
@@ -97,7 +129,9 @@ class Plan:
     places: tuple[int, ...]
     refusals: tuple[Refusal, ...]
     crossing_bytes: int
-    checker: tuple[int, int]
+    macs: tuple[int, int]
+    largest_tensor: int
+    checker: tuple[int, int] | None
 
     @property
     def nodes(self) -> int:
@@ -116,11 +150,13 @@ class Plan:
             "taken": self.taken,
             "partitions": list(self.partitions),
             "crossing_bytes": self.crossing_bytes,
+            "macs": {"taken": self.macs[0], "all": self.macs[1]},
+            "largest_tensor_bytes": self.largest_tensor,
             "faults": [
                 {"operator": op_type, "nodes": count, "why": why, "pass": mend} for (op_type, why, mend), count in faults.most_common()
             ],
             "map": [[place, len(list(run))] for place, run in groupby(self.places)],
-            "checker": {"taken": self.checker[0], "partitions": self.checker[1]},
+            "checker": {"taken": self.checker[0], "partitions": self.checker[1]} if self.checker else None,
         }
 
 
@@ -129,25 +165,33 @@ def plan(model: ir.Model, target: str) -> Plan:
 
     Errors: GraphError for a target without a table.
     """
-    found = next((each for each in TARGETS if each.name == target), None)
-    if found is None:
-        known = " and ".join(each.name for each in TARGETS)
-        raise GraphError(f"There is no table of what {target!r} takes. ONNX Runtime has one for {known}.")
-    operators = table(found.table)
+    found = target_named(target)
+    operators = table(found.operators) if isinstance(found.operators, str) else found.operators
     nodes = list(model.graph)
     faults = {node: tuple(_faults(node, found, operators)) for node in nodes}
-    groups = partitions(nodes, {node for node in nodes if not faults[node]})
+    taken = [node for node in nodes if not faults[node]]
+    groups = partitions(nodes, set(taken))
     place = {node: number for number, group in enumerate(groups, 1) for node in group}
     places = {node: place.get(node, 0) for node in nodes}
-    refusals = tuple(Refusal(node.name or "", node.op_type, faults[node]) for node in nodes if faults[node])
     return Plan(
         target,
         tuple(map(len, groups)),
         tuple(places.values()),
-        refusals,
-        _crossing_bytes(places),
-        _asked_of_checker(model, found),
+        tuple(Refusal(node.name or "", node.op_type, faults[node]) for node in nodes if faults[node]),
+        0 if found.in_memory else _crossing_bytes(places),
+        (sum(map(_macs, taken)), sum(map(_macs, nodes))),
+        max((_bytes(value) for node in taken for value in (*node.inputs, *node.outputs) if value is not None), default=0),
+        _asked_of_checker(model, found.operators, found.most_dimensions) if isinstance(found.operators, str) else None,
     )
+
+
+def target_named(name: str) -> Target:
+    """Errors: GraphError for a target whose operators are not known."""
+    found = next((each for each in TARGETS if each.name == name), None)
+    if found is None:
+        *known, last = (each.name for each in TARGETS)
+        raise GraphError(f"There is no table of what {name!r} takes. There is one for {', '.join(known)} and {last}.")
+    return found
 
 
 def table(file: str) -> frozenset[str]:
@@ -202,39 +246,58 @@ def _faults(node: ir.Node, target: Target, operators: frozenset[str]) -> Iterato
 
 def _crossing_bytes(places: dict[ir.Node, int]) -> int:
     """Bytes of what is made in one place and read in another, once for each place that reads it."""
-    total = 0
-    for node, place in places.items():
-        for value in node.outputs:
-            shape = static_shape(value)
-            if shape is not None and value.dtype is not None:
-                size = value.dtype.itemsize
-                for length in shape:
-                    size *= length
-                total += int(size) * len({places[use.node] for use in value.uses() if use.node in places} - {place})
-    return total
+    made = ((node, place, value) for node, place in places.items() for value in node.outputs)
+    return sum(
+        _bytes(value) * len({places[use.node] for use in value.uses() if use.node in places} - {place}) for node, place, value in made
+    )
 
 
-def _asked_of_checker(model: ir.Model, target: Target) -> tuple[int, int]:
+def _bytes(value: ir.Value) -> int:
+    """The size of a tensor; 0 where its shape or type is not known."""
+    shape = static_shape(value)
+    return 0 if shape is None or value.dtype is None else math.ceil(math.prod(shape) * value.dtype.itemsize)
+
+
+def _macs(node: ir.Node) -> int:
+    try:
+        return macs_of(node)
+    except Uncounted:
+        return 0
+
+
+def _asked_of_checker(model: ir.Model, table_file: str, most_dimensions: int) -> tuple[int, int]:
     """(nodes that are taken, partitions) by ONNX Runtime's own usability checker, which needs no weights."""
-    operators = usability_checker._SupportedOpsChecker(str(TABLES / target.table))
+    operators = usability_checker._SupportedOpsChecker(str(TABLES / table_file))
     graph = without_weights(model).graph
-    said = usability_checker.check_partitioning(graph, operators, bool(graph.value_info), target.most_dimensions)
+    said = usability_checker.check_partitioning(graph, operators, bool(graph.value_info), most_dimensions)
     return said.num_supported_nodes, said.num_partitions
 
 
 def text(made: Plan) -> str:
     """A plan for a terminal."""
-    target = next(each for each in TARGETS if each.name == made.target)
+    target = target_named(made.target)
+    shares = f"{made.taken} of {made.nodes} nodes ({_percent(made.taken, made.nodes)})"
+    if made.macs[1]:
+        shares += f" and {_percent(*made.macs)} of the multiply-accumulates"
     count = len(made.partitions)
-    lines = [
-        f"{target.title}: {count} partition{'' if count == 1 else 's'} with {made.taken} of {made.nodes} nodes "
-        f"({100 * made.taken / max(1, made.nodes):.1f} %); {made.crossing_bytes / 1e6:.1f} MB cross the borders in a run",
-        f"ONNX Runtime's usability checker: {made.checker[1]} with {made.checker[0]}, by the operators alone",
-    ]
+    pieces = f"{count} partition{'' if count == 1 else 's'} with " if target.is_compiled else "takes "
+    borders = "nothing is copied at their borders" if target.in_memory else f"{made.crossing_bytes / 1e6:.1f} MB cross the borders in a run"
+    lines = [f"{target.title}: {pieces}{shares}; {borders}"]
+    if made.checker:
+        lines.append(f"ONNX Runtime's usability checker: {made.checker[1]} with {made.checker[0]}, by the operators alone")
     for fault in made.summary()["faults"]:
         mend = f": '{fault['pass']}' mends it" if fault["pass"] else ""
         lines.append(f"  {fault['nodes']:5} x {fault['operator']}: {fault['why']}{mend}")
+    if target.binding is not None and made.largest_tensor > target.binding:
+        lines.append(
+            f"The largest tensor has {made.largest_tensor / 1e6:.1f} MB, and every device binds {target.binding / 1e6:.1f} MB: "
+            "this graph needs one that binds more (maxStorageBufferBindingSize)."
+        )
     return "\n".join([*lines, f"The provider needs {target.needs}."])
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.1f} %"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
@@ -34,23 +34,40 @@ def count_macs(model: ir.Model, shapes: Shapes) -> dict[str, int]:
         if all(value is None or value in weights for value in node.inputs):
             weights.update(node.outputs)  # a weight that is moved, or transformed, is a weight: that is no work of a run
             continue
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx", "com.microsoft"):
             continue
         if node.op_type in ("If", "Loop", "Scan"):
             raise Uncounted(f"the graph branches or loops at the {node.op_type} '{node.name}': how often its body runs is not known before")
-        if node.op_type == "Conv":
-            kernel = _shape(node, node.inputs[1])
-            work["x".join(map(str, kernel[2:])) + " conv"] += math.prod(_shape(node, node.outputs[0])) * math.prod(kernel[1:])
-        elif node.op_type == "ConvTranspose":  # every input element meets every output channel of its group, once per kernel position
-            kernel = _shape(node, node.inputs[1])
-            work["x".join(map(str, kernel[2:])) + " conv"] += math.prod(_shape(node, node.inputs[0])) * math.prod(kernel[1:])
-        elif node.op_type in ("MatMul", "Gemm"):
-            left = _shape(node, node.inputs[0])
-            transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
-            inner = left[0] if transposed else left[-1]
-            kind = "attention" if weights.isdisjoint(node.inputs[:2]) else "linear"
-            work[kind] += math.prod(_shape(node, node.outputs[0])) * inner
+        if (counted := _work_of(node, weights)) is not None:
+            work[counted[0]] += counted[1]
     return dict(work)
+
+
+def macs_of(node: ir.Node) -> int:
+    """The multiply-accumulates of one node, attention as a single operator included. Errors: Uncounted where a shape is not known."""
+    return (_work_of(node, ()) or ("", 0))[1]
+
+
+def _work_of(node: ir.Node, weights: Container[ir.Value | None]) -> tuple[str, int] | None:
+    """The kind of a node's work and its multiply-accumulates; None where it has none that count. Errors: Uncounted."""
+    if node.op_type == "Conv":
+        kernel = _shape(node, node.inputs[1])
+        return "x".join(map(str, kernel[2:])) + " conv", math.prod(_shape(node, node.outputs[0])) * math.prod(kernel[1:])
+    if node.op_type == "ConvTranspose":  # every input element meets every output channel of its group, once per kernel position
+        kernel = _shape(node, node.inputs[1])
+        return "x".join(map(str, kernel[2:])) + " conv", math.prod(_shape(node, node.inputs[0])) * math.prod(kernel[1:])
+    if node.op_type in ("MatMul", "Gemm"):
+        left = _shape(node, node.inputs[0])
+        transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transA", 0))
+        inner = left[0] if transposed else left[-1]
+        kind = "linear" if any(value in weights for value in node.inputs[:2]) else "attention"
+        return kind, math.prod(_shape(node, node.outputs[0])) * inner
+    if node.op_type in ("FlashAttention", "PartialSoftmaxAttention", "MultiHeadAttention"):
+        # queries [batch, queries, channels], keys likewise; packed: [batch, tokens, heads, 3, dim], and keys with values [.., 2, dim]
+        queries, keys = _shape(node, node.inputs[0]), _shape(node, node.inputs[1] or node.inputs[0])
+        channels = queries[2] * (queries[4] if len(queries) == 5 else 1)
+        return "attention", 2 * queries[0] * queries[1] * keys[1] * channels
+    return None
 
 
 def output_shapes(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int, ...]]:

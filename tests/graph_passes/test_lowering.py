@@ -14,6 +14,7 @@ from graph_passes.passes.constants import FOLD_CONSTANTS
 from graph_passes.passes.shapes import INFER_SHAPES
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.rule import Refused, Rule, apply, replace
+from graph_passes.rules.add_zero_bias import ADD_ZERO_BIAS
 from graph_passes.rules.approximate_gelu import APPROXIMATE_GELU
 from graph_passes.rules.enlarge_by_factors import ENLARGE_BY_FACTORS
 from graph_passes.rules.fold_bias import FOLD_BIAS
@@ -103,6 +104,8 @@ FIRES = [
         {"Gemm": 1, "Reshape": 1},
         20,
     ),
+    (ADD_ZERO_BIAS, "y = Gemm(x, w)", "float[5,4] x", W, {"Gemm": 1}, 20),
+    (ADD_ZERO_BIAS, "y = Gemm <transB=1> (x, w)", "float[5,3] x", W, {"Gemm": 1}, 20),
     (ENLARGE_BY_FACTORS, f'y = Resize <{NEAREST}> (x, "", f)', "float[2,3,4,5] x", "float[4] f = {1,1,2,3}", {"Resize": 1}, 20),
     (ENLARGE_BY_FACTORS, f'y = Resize <{NEAREST}> (x, "", "", n)', "float[2,3,4,5] x", "int64[4] n = {2,3,8,10}", {"Resize": 1}, 20),
     (
@@ -168,6 +171,15 @@ REFUSES = [
     (APPROXIMATE_GELU, "y = Gelu(x)", "float16[N] x", "", "the input is not known to be FLOAT", 20),
     (MULTIPLY_FLAT, "y = MatMul(x, w)", "float[2,5,4] x, float[4,3] w", "", "the second factor is no constant", 20),
     (MULTIPLY_FLAT, "y = MatMul(x, w)", "float[N,5,4] x", W, "it is not known to be rows of numbers times a matrix", 20),
+    (ADD_ZERO_BIAS, "y = Gemm(x, w, b)", "float[5,4] x, float[3] b", W, "it has a bias already", 20),
+    (
+        ADD_ZERO_BIAS,
+        "y = Gemm(x, w)",
+        "float[5,4] x, float[4,N] w",
+        "",
+        "it is not known to be rows of FLOAT times a matrix of known size",
+        20,
+    ),
     (FOLD_BIAS, "g = Gemm(x, w) y = Add(g, b)", "float[5,4] x, float[3] b", W, "nothing constant is added", 20),
     (
         FOLD_BIAS,

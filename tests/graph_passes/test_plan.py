@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from graph_passes.passes.functions import INLINE_FUNCTIONS
 from graph_passes.passes.host import split_host
 from graph_passes.passes.static_shapes import static_shapes
 from graph_passes.pipelines import TARGETS
-from graph_passes.plan import main, partitions, plan
+from graph_passes.plan import main, partitions, plan, text
 from graph_passes.step import run
 
 W = "float[4,3] w = {0.1,-0.2,0.3,0.4,-0.5,0.6,0.7,0.8,-0.9,1,1.1,-1.2}"
@@ -84,6 +85,29 @@ FAULTS = [
         "it does more than to enlarge height and width by whole factors",
         "",
     ),
+    ("xnnpack", "y = Relu(x)", "float[2,3] x", "", "XNNPACK has no Relu", ""),
+    ("xnnpack", "y = MatMul(x, w)", "float[2,5,4] x", W, "it is no product of two matrices", "multiply linear layers flat"),
+    ("xnnpack", "y = MatMul(x, z)", "float[5,4] x, float[4,3] z", "", "the second factor is no constant", ""),
+    (
+        "xnnpack",
+        "y = Gemm(x, w)",
+        "float[5,4] x",
+        W,
+        "it has no C, and the provider dies of that (ONNX Runtime's issue 28541)",
+        "add zero biases",
+    ),
+    ("xnnpack", "y = Softmax <axis=0> (x)", "float[2,3] x", "", "it is not over the last axis", ""),
+    (
+        "xnnpack",
+        f'y = Resize <{NEAREST}> (x, "", f)',
+        "float[1,3,4,4] x",
+        "float[4] f = {1,1,2,2}",
+        "only bilinear interpolation is taken",
+        "",
+    ),
+    ("xnnpack", "y = Conv(x, k)", "float[N,1,4,4] x, float[1,1,3,3] k", "", "a shape is not made of numbers alone", "fix static shapes"),
+    ("webgpu", "y = Round(x)", "float[2,3] x", "", "WebGPU has no Round", ""),
+    ("webgpu", "y = Mul(x, x)", "int64[2,3] x", "", "the first input is INT64", "move to the host"),
 ]
 
 
@@ -94,6 +118,22 @@ def test_a_node_falls_out_and_the_plan_says_why(target: str, body: str, inputs: 
     made = plan(model, target)
     assert (made.taken, made.partitions) == (0, ())
     assert next((fault.why, fault.mend) for refusal in made.refusals for fault in refusal.faults) == (why, mend)
+
+
+def test_a_plan_weighs_what_is_taken_and_says_what_a_device_must_bind() -> None:
+    body = "a = MatMul(x, w) y = MatMul(a, z)"
+    model = graph(body, "float[512,4] x, float[3,70000] z", initializers=W)
+    made = plan(model, "xnnpack")
+    assert (made.taken, made.macs, made.crossing_bytes) == (1, (512 * 4 * 3, 512 * 3 * (4 + 70000)), 0)
+    said = text(made)
+    assert said.startswith("XNNPACK: takes 1 of 2 nodes (50.0 %) and 0.0 % of the multiply-accumulates; nothing is copied at their borders\n")
+    assert "usability checker" not in said
+    made = plan(model, "webgpu")
+    assert (made.taken, made.largest_tensor, made.checker) == (2, 512 * 70000 * 4, None)
+    assert (
+        "The largest tensor has 143.4 MB, and every device binds 134.2 MB: this graph needs one that binds more "
+        "(maxStorageBufferBindingSize)." in text(made)
+    )
 
 
 @pytest.mark.parametrize("faults_of", [nnapi, coreml])
@@ -168,7 +208,8 @@ def test_the_command_prints_and_writes_the_plan(tmp_path: Path) -> None:
 
 
 def test_a_target_without_a_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match=r"^There is no table of what 'cpu' takes\. ONNX Runtime has one for nnapi and coreml\.$"):
+    sentence = "There is no table of what 'cpu' takes. There is one for nnapi, coreml, xnnpack and webgpu."
+    with pytest.raises(GraphError, match=f"^{re.escape(sentence)}$"):
         plan(graph("y = Relu(x)", "float[2] x"), "cpu")
     ir.save(graph("y = Relu(x)", "float[2] x"), tmp_path / "model.onnx")
     result = CliRunner().invoke(main, [str(tmp_path / "model.onnx"), "--target", "cpu"])
