@@ -18,6 +18,7 @@ from onnxscript import opset14, script
 from onnxscript.values import Opset
 
 from graph_passes.rule import Refused, adopt, emit, emit_constant, fusion, replace
+from graph_passes.step import Pass
 from graph_passes.values import add_initializer, constant, dimensions, integer, integers, is_standard, only_user, operands, producer
 
 handheld = Opset("handheld", 1)
@@ -32,9 +33,10 @@ NO_MASK = "no_mask"  # the initializer that all attentions without a mask share
 # A softmax of nothing but -inf is not a number, so the mask of such a row is left out and its result multiplied by 0: what that costs
 # depends on the size of the mask, not on that of the scores. -3.4028235e38 is the lowest of the finite numbers.
 @script(handheld, default_opset=op)
-def FlashAttention(q, k, v, mask, heads: int, scale: float):  # type: ignore[no-untyped-def]
+def FlashAttention(q, k, v, mask, heads: int, scale: float, bfloat16: int = 0):  # type: ignore[no-untyped-def]
     """softmax(scale * q k' + mask) v for every head; a row that the mask closes with -inf for all keys is 0.
 
+    With `bfloat16` 1 a kernel may round the operands of both products to bfloat16; the body, which is slow anyway, does not.
     q: float32 [batch, queries, heads * dim]; k, v: float32 [batch, keys, heads * dim]; mask: float32 [batch, heads, queries, keys], each of
     these sizes or 1: a single 0 is no mask. Returns the shape of q.
     """
@@ -186,10 +188,10 @@ def is_candidate(node: ir.Node) -> bool:
     return is_standard(node, "Softmax")
 
 
-def _fuse(site: Site, softmax: ir.Node, op_type: str) -> None:
+def _fuse(site: Site, softmax: ir.Node, op_type: str, precision: str = "fp32") -> None:
     last = site.last
     joined = [join_heads(value, site, last) for value in (site.q, site.k, site.v)]
-    attributes = {"heads": site.heads, "scale": site.scale}
+    attributes = {"heads": site.heads, "scale": site.scale, **({"bfloat16": 1} if precision == "bf16" else {})}
     node = ir.node(op_type, [*joined, _mask(site.mask, last)], attributes, domain=handheld.domain, name=softmax.name)
     assert last.graph is not None
     last.graph.insert_before(last, node)
@@ -254,6 +256,11 @@ def with_four_axes(mask: ir.Value, before: ir.Node) -> ir.Value:
     return emit(before, "Unsqueeze", [mask, emit_constant(before, np.arange(4 - rank))], suffix="_mask")
 
 
-FUSE_FLASH_ATTENTION = fusion("fuse flash attention", is_candidate, find_site, functools.partial(_fuse, op_type="FlashAttention"))
+def fuse_flash_attention(precision: str) -> Pass:
+    """The pass that makes one node of every attention, with products of float32 ("fp32") or of bfloat16 operands ("bf16")."""
+    return fusion("fuse flash attention", is_candidate, find_site, functools.partial(_fuse, op_type="FlashAttention", precision=precision))
+
+
+FUSE_FLASH_ATTENTION = fuse_flash_attention("fp32")
 FUSE_PARTIAL_SOFTMAX_ATTENTION = fusion("fuse partial softmax attention", is_candidate, find_site,
                                         functools.partial(_fuse, op_type="PartialSoftmaxAttention"))

@@ -41,6 +41,17 @@ inline T attribute(const Ort::ConstKernelInfo& info, const std::string& op, cons
   }
 }
 
+// A yes or no among the attributes, 0 or 1; where it is missing, no.
+inline bool flag(const Ort::ConstKernelInfo& info, const std::string& op, const char* name) {
+  std::int64_t value = 0;
+  if (OrtStatus* const missing = Ort::GetApi().KernelInfoGetAttribute_int64(info, name, &value)) {
+    Ort::GetApi().ReleaseStatus(missing);
+    return false;
+  }
+  if (value != 0 && value != 1) refuse(op + ": the attribute '" + name + "' must be 0 or 1, and is " + std::to_string(value));
+  return value == 1;
+}
+
 // Calls task(index) for every index below `count`, on the session's threads and in no order. A task must not throw.
 template <typename Task>
 inline void parallel_for(const Ort::KernelContext& context, std::int64_t count, const Task& task) {

@@ -2,12 +2,12 @@
 
 namespace handheld {
 
-AttentionKernel flash_attention_kernel(Isa isa) {
+AttentionKernel flash_attention_kernel(Isa isa, [[maybe_unused]] bool bfloat16) {
   switch (isa) {
 #if defined(HANDHELD_X86)
     case Isa::kAvx2: return flash_attention_avx2;
-    case Isa::kAvx512:
-    case Isa::kAvx512Bf16: return flash_attention_avx512;
+    case Isa::kAvx512: return flash_attention_avx512;
+    case Isa::kAvx512Bf16: return bfloat16 ? flash_attention_avx512bf16 : flash_attention_avx512;
 #elif defined(HANDHELD_ARM64)
     case Isa::kNeon: return flash_attention_neon;
 #endif

@@ -2,7 +2,7 @@
 
 namespace handheld {
 
-constinit const AttentionKernel flash_attention_portable = flash_attention<PortableVector, 4, 1>();
-constinit const AttentionKernel partial_softmax_attention_portable = partial_softmax_attention<PortableVector, 4, 1>();
+constinit const AttentionKernel flash_attention_portable = flash_attention<Floats<PortableVector>, 4, 1>();
+constinit const AttentionKernel partial_softmax_attention_portable = partial_softmax_attention<Floats<PortableVector>, 4, 1>();
 
 }  // namespace handheld

@@ -23,6 +23,7 @@ constexpr std::size_t kMargin = 64;
 struct Variant {
   std::string name;
   AttentionKernel kernel;
+  bool rounds = false;  // operands to bfloat16
 };
 
 double worst_of_all = 0;
@@ -60,6 +61,11 @@ struct Inputs {
     HANDHELD_CHECK(mask.size() == static_cast<std::size_t>(stride), "a mask of %zu values", mask.size());
   }
 
+  // Makes the values what bfloat16 holds.
+  void round_values() {
+    for (float& each : v) each = testing::float_of(testing::bfloat16_of(each));
+  }
+
   std::size_t misaligned;
   std::vector<float> q, k, v, mask;
   Attention task;
@@ -94,7 +100,7 @@ void check(const Variant& variant, const Inputs& inputs, std::int64_t step = 1) 
   double worst = 0;
   for (std::int64_t row = 0; row < task.batch * task.heads * task.queries; row += step) {
     const std::int64_t query = row % task.queries, head = row / task.queries % task.heads, image = row / task.queries / task.heads;
-    const testing::Expected expected = expected_query(task, image, head, query);
+    const testing::Expected expected = expected_query(task, image, head, query, variant.rounds);
     for (std::int64_t i = 0; i < task.dim; ++i) {
       const float got = y[static_cast<std::size_t>(((image * task.queries + query) * task.heads + head) * task.dim + i)];
       const double error = std::abs(got - expected.y[static_cast<std::size_t>(i)]);
@@ -171,6 +177,7 @@ void check_masks(const Variant& variant) {
 void check_lowest_scores(const Variant& variant) {
   Inputs inputs({1, 1, 20, 150, 3}, 1);
   inputs.add_mask(std::vector<float>(150, std::numeric_limits<float>::lowest()), false, false, false);
+  if (variant.rounds) inputs.round_values();
   const std::vector<float> y = run(variant, inputs.task);
   for (std::size_t i = 0; i < y.size(); ++i) {
     double mean = 0;
@@ -186,6 +193,7 @@ void check_large_scores(const Variant& variant) {
     inputs.task.scale = 1;
     for (std::size_t i = 0; i < inputs.q.size(); ++i) inputs.q[i] = 100;
     for (std::size_t i = 0; i < inputs.k.size(); ++i) inputs.k[i] = static_cast<std::int64_t>(i / 4) == winner ? 1e4f : -1e4f + 10 * static_cast<float>(i / 4);
+    if (variant.rounds) inputs.round_values();
     const std::vector<float> y = run(variant, inputs.task);
     for (std::size_t i = 0; i < y.size(); ++i) {
       HANDHELD_CHECK(y[i] == inputs.v[static_cast<std::size_t>(winner) * 4 + i % 4], "%s: the largest score, of key %d, does not take all",
@@ -231,8 +239,10 @@ void check_special_values(const Variant& variant) {
 
 int main() {
   for (const Isa isa : available_isas()) {
-    for (const Variant& variant : {Variant{std::string("flash, ") + name_of(isa), flash_attention_kernel(isa)},
-                                   Variant{std::string("partial softmax, ") + name_of(isa), partial_softmax_attention_kernel(isa)}}) {
+    std::vector<Variant> variants = {{std::string("flash, ") + name_of(isa), flash_attention_kernel(isa, false)},
+                                     {std::string("partial softmax, ") + name_of(isa), partial_softmax_attention_kernel(isa)}};
+    if (isa == Isa::kAvx512Bf16) variants.push_back({"flash in bfloat16, avx512bf16", flash_attention_kernel(isa, true), true});
+    for (const Variant& variant : variants) {
       worst_of_all = 0;
       check_shapes(variant);
       check_masks(variant);

@@ -2,7 +2,8 @@
 //
 // Queries are the lanes: q is transposed as it is loaded, a score is a vector over queries, and so are the maxima and sums of softmax,
 // which therefore never go across lanes. A tile of queries is as many vectors as the products hold in registers; its scores with a block
-// of keys stay in the first-level cache from the one product to the other. k and v are read where they are, one element for all lanes.
+// of keys stay in the first-level cache from the one product to the other. k and v are read where they are, one element for all lanes;
+// or a block of them is first made what the products take.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +34,30 @@ inline Head head_of(const Attention& task, std::int64_t index) {
   return {task.q + of_queries, task.k + of_keys, task.v + of_keys, mask, task.y + of_queries, width};
 }
 
+// A block of keys as the products take them: what `depth` elements of a key, or an element of `depth` values, make is in the place of a
+// float. Keys are k_stride floats apart, and v_stride each `depth` values.
+struct KeyBlock {
+  const float *k, *v;
+  std::int64_t k_stride, v_stride;
+};
+
+// Products of floats. (attention_avx512bf16.cc has those of pairs.)
+template <typename V>
+struct Floats {
+  using Vector = V;
+  using Register = typename V::Register;
+  static constexpr int depth = 1;  // factors that are in the place of a float
+
+  static Register join(const Register (&factors)[1]) { return factors[0]; }
+  static Register multiply_add(Register a, Register b, Register c) { return V::multiply_add(a, b, c); }
+
+  // How many floats of memory the keys from `key` on take as products want them, and the keys there.
+  static constexpr std::int64_t block_floats(std::int64_t) { return 0; }
+  static KeyBlock block(const Attention&, const Head& head, std::int64_t key, std::int64_t, float*) {
+    return {head.k + key * head.width, head.v + key * head.width, head.width, head.width};
+  }
+};
+
 template <int kValue>
 struct Count {};
 
@@ -48,18 +73,21 @@ inline void in_panels(std::int64_t at, std::int64_t count, Body body) {
 inline int smaller(std::int64_t a, int b) { return a < b ? static_cast<int>(a) : b; }
 
 // kColumns vectors of queries, and what is known of them so far. kRows: how many keys, or elements of values, a product takes at once.
-template <typename V, int kRows, int kColumns>
+template <typename P, int kRows, int kColumns>
 struct Tile {
+  using V = typename P::Vector;
   using Register = typename V::Register;
   using Vectors = Register[kColumns];
   static constexpr int kWidth = kColumns * V::lanes;
 
-  // Where a tile keeps what it has: queries and output [dim][kWidth], maximum and sum [kWidth].
-  static constexpr std::int64_t state(std::int64_t dim) { return 2 * (dim + 1) * kWidth; }
+  static constexpr std::int64_t steps(std::int64_t factors) { return (factors + P::depth - 1) / P::depth; }
+
+  // Where a tile keeps what it has: queries [steps of dim][kWidth], output [dim][kWidth], maximum and sum [kWidth].
+  static constexpr std::int64_t state(std::int64_t dim) { return (steps(dim) + dim + 2) * kWidth; }
 
   Tile(const Attention& task, const Head& head, std::int64_t first, float* state)
-      : task(task), head(head), first(first), count(smaller(task.queries - first, kWidth)), queries(state), output(queries + task.dim * kWidth),
-        maximum(output + task.dim * kWidth), sum(maximum + kWidth) {}
+      : task(task), head(head), first(first), count(smaller(task.queries - first, kWidth)), queries(state),
+        output(queries + steps(task.dim) * kWidth), maximum(output + task.dim * kWidth), sum(maximum + kWidth) {}
 
   const Attention& task;
   const Head& head;
@@ -80,7 +108,11 @@ struct Tile {
           square[i] = query >= count ? zero : elements == V::lanes ? V::load(from) : V::load_part(from, elements, 0.0f);
         }
         V::transpose(square);
-        for (int i = 0; i < elements; ++i) V::store(queries + (at + i) * kWidth + column * V::lanes, V::multiply(square[i], scale));
+        for (int i = 0; i < elements; i += P::depth) {
+          Register factors[P::depth];
+          for (int j = 0; j < P::depth; ++j) factors[j] = V::multiply(square[i + j], scale);  // of no element: 0
+          V::store(queries + (at + i) / P::depth * kWidth + column * V::lanes, P::join(factors));
+        }
       }
     }
     for (std::int64_t at = 0; at < task.dim * kWidth; at += V::lanes) V::store(output + at, zero);
@@ -100,7 +132,7 @@ struct Tile {
       for (int row = 0; row < kCount; ++row) {
         const Register element = V::broadcast(a[row * row_stride]);
         for (int column = 0; column < kColumns; ++column) {
-          sums[row][column] = V::multiply_add(element, vectors[column], sums[row][column]);
+          sums[row][column] = P::multiply_add(element, vectors[column], sums[row][column]);
         }
       }
     }
@@ -115,16 +147,16 @@ struct Tile {
     }
   }
 
-  // scores [keys][kWidth] of the keys from `key` on
-  void score(std::int64_t key, std::int64_t keys, float* scores) const {
+  // scores [keys][kWidth] of the keys from `key` on, which are in `block`
+  void score(const KeyBlock& block, std::int64_t key, std::int64_t keys, float* scores) const {
     in_panels<kRows>(0, keys, [&]<int kCount>(Count<kCount>, std::int64_t at) {
       Register sums[kCount][kColumns];
       for (auto& row : sums) {
         for (Register& each : row) each = V::broadcast(0.0f);
       }
       prefetch<kCount>(head.k, key + at + kKeyBlock);
-      prefetch<kCount>(head.v, key + at);
-      multiply(sums, head.k + (key + at) * head.width, head.width, 1, queries, task.dim);
+      prefetch<kCount>(head.v, key + at + (P::depth > 1 ? kKeyBlock : 0));  // values in pairs have been read already
+      multiply(sums, block.k + at * block.k_stride, block.k_stride, 1, queries, steps(task.dim));
       for (int row = 0; row < kCount; ++row) {
         for (int column = 0; column < kColumns; ++column) V::store(scores + (at + row) * kWidth + column * V::lanes, sums[row][column]);
       }
@@ -164,7 +196,7 @@ struct Tile {
     }
   }
 
-  // Calls keep(address, exp(score - maximum)) for each vector of scores and adds up what it is given.
+  // Adds up exp(score - maximum), and calls keep(row, column, terms) for each vector of them that products take, which are over keys.
   template <typename Keep>
   void sum_terms(float* scores, std::int64_t keys, const Vectors& correction, Keep keep) const {
     Register most[kColumns], total[kColumns];
@@ -172,14 +204,21 @@ struct Tile {
       most[column] = V::load(maximum + column * V::lanes);
       total[column] = V::multiply(V::load(sum + column * V::lanes), correction[column]);
     }
-    for (std::int64_t key = 0; key < keys; ++key) {
+    const auto sum_up = [&]<int kCount>(Count<kCount>, std::int64_t key) {
       for (int column = 0; column < kColumns; ++column) {
-        float* const at = scores + key * kWidth + column * V::lanes;
-        const Register term = exp_below_zero<V>(V::subtract(V::load(at), most[column]));
-        total[column] = V::add(total[column], term);
-        keep(at, term);
+        Register terms[P::depth];
+        for (int i = 0; i < P::depth; ++i) {
+          if (i < kCount) {
+            terms[i] = exp_below_zero<V>(V::subtract(V::load(scores + (key + i) * kWidth + column * V::lanes), most[column]));
+            total[column] = V::add(total[column], terms[i]);
+          } else {
+            terms[i] = V::broadcast(0.0f);
+          }
+        }
+        keep(scores + key / P::depth * kWidth + column * V::lanes, P::join(terms));
       }
-    }
+    };
+    in_panels<P::depth>(0, keys, sum_up);
     for (int column = 0; column < kColumns; ++column) V::store(sum + column * V::lanes, total[column]);
   }
 
@@ -196,8 +235,8 @@ struct Tile {
     }
   }
 
-  // output = output * correction + the values weighted with `terms` [keys][kWidth]
-  void add_values(std::int64_t key, std::int64_t keys, const float* terms, const Vectors& correction) const {
+  // output = output * correction + the values of `block` weighted with `terms` [steps of keys][kWidth]
+  void add_values(const KeyBlock& block, std::int64_t keys, const float* terms, const Vectors& correction) const {
     in_panels<kRows>(0, task.dim, [&]<int kCount>(Count<kCount>, std::int64_t at) {
       Register sums[kCount][kColumns];
       for (int row = 0; row < kCount; ++row) {
@@ -205,7 +244,7 @@ struct Tile {
           sums[row][column] = V::multiply(V::load(output + (at + row) * kWidth + column * V::lanes), correction[column]);
         }
       }
-      multiply(sums, head.v + key * head.width + at, 1, head.width, terms, keys);
+      multiply(sums, block.v + at, 1, block.v_stride, terms, steps(keys));
       for (int row = 0; row < kCount; ++row) {
         for (int column = 0; column < kColumns; ++column) V::store(output + (at + row) * kWidth + column * V::lanes, sums[row][column]);
       }
@@ -257,12 +296,12 @@ inline Piece piece_at(const Attention& task, std::int64_t index, std::int64_t qu
 }
 
 // Calls body with the type of the tile for `queries` queries: as few vectors as hold them.
-template <typename V, int kRows, int kColumns, typename Body>
+template <typename P, int kRows, int kColumns, typename Body>
 inline void with_tile(std::int64_t queries, Body body) {
   if constexpr (kColumns > 1) {
-    if (queries <= (kColumns - 1) * V::lanes) return with_tile<V, kRows, kColumns - 1>(queries, body);
+    if (queries <= (kColumns - 1) * P::Vector::lanes) return with_tile<P, kRows, kColumns - 1>(queries, body);
   }
-  body.template operator()<Tile<V, kRows, kColumns>>();
+  body.template operator()<Tile<P, kRows, kColumns>>();
 }
 
 // Calls body(first key, number of keys) for each block of keys.
@@ -271,15 +310,17 @@ inline void for_each_block(const Attention& task, Body body) {
   for (std::int64_t key = 0; key < task.keys; key += kKeyBlock) body(key, task.keys - key < kKeyBlock ? task.keys - key : kKeyBlock);
 }
 
-template <typename V, int kRows, int kColumns>
+template <typename P, int kRows, int kColumns>
 struct Flash {
+  using V = typename P::Vector;
   using Register = typename V::Register;
-  static constexpr int kWidth = kColumns * V::lanes;
+  using Whole = Tile<P, kRows, kColumns>;
+  static constexpr int kWidth = Whole::kWidth;
 
   // How many tiles a piece has: as many as fit share the blocks of keys that they read, and all pieces are about as large.
   static std::int64_t tiles(const Attention& task) {
     if (task.queries == 0) return 1;
-    const std::int64_t fitting = kStateFloats / Tile<V, kRows, kColumns>::state(task.dim);
+    const std::int64_t fitting = kStateFloats / Whole::state(task.dim);
     const std::int64_t most = fitting < 1 ? 1 : fitting > kMostTiles ? kMostTiles : fitting;
     const std::int64_t all = blocks_of(task, kWidth), pieces = (all + most - 1) / most;
     return (all + pieces - 1) / pieces;
@@ -287,26 +328,31 @@ struct Flash {
 
   static std::int64_t pieces(const Attention& task) { return task.batch * task.heads * blocks_of(task, tiles(task) * kWidth); }
 
-  static std::int64_t scratch(const Attention& task) { return tiles(task) * Tile<V, kRows, kColumns>::state(task.dim) + kKeyBlock * kWidth; }
+  static std::int64_t scratch(const Attention& task) {
+    return kKeyBlock * kWidth + tiles(task) * Whole::state(task.dim) + P::block_floats(task.dim);
+  }
 
   static void run(const Attention& task, std::int64_t index, float* scratch) {
     const Piece piece = piece_at(task, index, tiles(task) * kWidth);
     const Head head = head_of(task, piece.head);
     float* const scores = scratch;
+    float* const states = scores + kKeyBlock * kWidth;
+    float* const block_memory = states + tiles(task) * Whole::state(task.dim);
     const auto each_tile = [&](auto body) {
-      float* state = scratch + kKeyBlock * kWidth;
-      for (std::int64_t first = piece.first; first < piece.last; first += kWidth, state += Tile<V, kRows, kColumns>::state(task.dim)) {
-        with_tile<V, kRows, kColumns>(piece.last - first, [&]<typename T>() { body(T(task, head, first, state)); });
+      float* state = states;
+      for (std::int64_t first = piece.first; first < piece.last; first += kWidth, state += Whole::state(task.dim)) {
+        with_tile<P, kRows, kColumns>(piece.last - first, [&]<typename T>() { body(T(task, head, first, state)); });
       }
     };
     each_tile([](const auto& tile) { tile.start(); });
     for_each_block(task, [&](std::int64_t key, std::int64_t keys) {
+      const KeyBlock block = P::block(task, head, key, keys, block_memory);
       each_tile([&]<typename T>(const T& tile) {
         typename T::Vectors correction;
-        tile.score(key, keys, scores);
+        tile.score(block, key, keys, scores);
         tile.raise_maximum(scores, keys, correction);
-        tile.sum_terms(scores, keys, correction, [](float* at, Register term) { V::store(at, term); });
-        tile.add_values(key, keys, scores, correction);
+        tile.sum_terms(scores, keys, correction, [](float* at, Register terms) { V::store(at, terms); });
+        tile.add_values(block, keys, scores, correction);
       });
     });
     each_tile([]<typename T>(const T& tile) {
@@ -317,19 +363,21 @@ struct Flash {
   }
 };
 
-template <typename V, int kRows, int kColumns>
+template <typename P, int kRows, int kColumns>
 struct PartialSoftmax {
+  using V = typename P::Vector;
   using Register = typename V::Register;
-  static constexpr int kWidth = kColumns * V::lanes;
+  using Whole = Tile<P, kRows, kColumns>;
+  static constexpr int kWidth = Whole::kWidth;
 
   static std::int64_t pieces(const Attention& task) { return task.batch * task.heads * blocks_of(task, kWidth); }
 
-  static std::int64_t scratch(const Attention& task) { return Tile<V, kRows, kColumns>::state(task.dim) + (task.keys + kKeyBlock) * kWidth; }
+  static std::int64_t scratch(const Attention& task) { return Whole::state(task.dim) + (task.keys + kKeyBlock) * kWidth; }
 
   static void run(const Attention& task, std::int64_t index, float* scratch) {
     const Piece piece = piece_at(task, index, kWidth);
     const Head head = head_of(task, piece.head);
-    with_tile<V, kRows, kColumns>(piece.last - piece.first, [&]<typename T>() {
+    with_tile<P, kRows, kColumns>(piece.last - piece.first, [&]<typename T>() {
       float* const terms = scratch;
       float* const scores = scratch + kKeyBlock * kWidth;  // of all keys
       const T tile(task, head, piece.first, scores + task.keys * kWidth);
@@ -337,7 +385,7 @@ struct PartialSoftmax {
       for_each_block(task, [&](std::int64_t key, std::int64_t keys) {
         float* const block = scores + key * T::kWidth;
         typename T::Vectors correction;
-        tile.score(key, keys, block);
+        tile.score(P::block(task, head, key, keys, nullptr), key, keys, block);
         tile.raise_maximum(block, keys, correction);
         tile.sum_terms(block, keys, correction, [](float*, Register) {});
       });
@@ -346,22 +394,22 @@ struct PartialSoftmax {
       tile.inverse_sum(factor);
       for_each_block(task, [&](std::int64_t key, std::int64_t keys) {
         tile.load_terms(scores + key * T::kWidth, keys, factor, terms);
-        tile.add_values(key, keys, terms, one);
+        tile.add_values(P::block(task, head, key, keys, nullptr), keys, terms, one);
       });
       tile.finish(one);
     });
   }
 };
 
-template <typename V, int kRows, int kColumns>
+template <typename P, int kRows, int kColumns>
 constexpr AttentionKernel flash_attention() {
-  using Kernel = Flash<V, kRows, kColumns>;
+  using Kernel = Flash<P, kRows, kColumns>;
   return {Kernel::pieces, Kernel::scratch, Kernel::run};
 }
 
-template <typename V, int kRows, int kColumns>
+template <typename P, int kRows, int kColumns>
 constexpr AttentionKernel partial_softmax_attention() {
-  using Kernel = PartialSoftmax<V, kRows, kColumns>;
+  using Kernel = PartialSoftmax<P, kRows, kColumns>;
   return {Kernel::pieces, Kernel::scratch, Kernel::run};
 }
 

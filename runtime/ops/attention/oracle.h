@@ -5,30 +5,33 @@
 #include <cmath>
 #include <vector>
 
+#include "../testing.h"
 #include "attention.h"
 
 namespace handheld::testing {
 
-constexpr double kOwnError = 2, kScoreError = 1;  // as attention.h says
+constexpr double kOwnError = 2, kScoreError = 1, kWeightError = 1.0 / 512;  // as attention.h says
 
 struct Expected {
   std::vector<double> y;  // [dim]
   double allowed;         // how far a kernel may be from each of them
 };
 
-// What one query of one head gets, and the error that attention.h allows.
-inline Expected expected_query(const Attention& task, std::int64_t image, std::int64_t head, std::int64_t query) {
+// What one query of one head gets, and the error that attention.h allows. `rounded`: of a kernel that rounds operands to bfloat16.
+inline Expected expected_query(const Attention& task, std::int64_t image, std::int64_t head, std::int64_t query, bool rounded = false) {
   constexpr double kUnit = 1.0 / (1 << 23);
   const std::int64_t width = task.heads * task.dim;
   const float* const q = task.q + (image * task.queries + query) * width + head * task.dim;
   const auto row = [&](const float* of, std::int64_t key) { return of + (image * task.keys + key) * width + head * task.dim; };
+  const auto operand = [&](float value) { return static_cast<double>(rounded ? float_of(bfloat16_of(value)) : value); };
 
   std::vector<double> scores, magnitudes;
   double most = -INFINITY;
   for (std::int64_t key = 0; key < task.keys; ++key) {
     double score = 0, magnitude = 0;
     for (std::int64_t i = 0; i < task.dim; ++i) {
-      const double product = static_cast<double>(q[i]) * static_cast<double>(row(task.k, key)[i]) * static_cast<double>(task.scale);
+      const double scaled = rounded ? operand(q[i] * task.scale) : operand(q[i]) * static_cast<double>(task.scale);
+      const double product = scaled * operand(row(task.k, key)[i]);
       score += product;
       magnitude += std::abs(product);
     }
@@ -49,13 +52,13 @@ inline Expected expected_query(const Attention& task, std::int64_t image, std::i
     const double term = std::exp(scores[static_cast<std::size_t>(key)] - most);
     sum += term;
     for (std::int64_t i = 0; i < task.dim; ++i) {
-      expected.y[static_cast<std::size_t>(i)] += term * static_cast<double>(row(task.v, key)[i]);
-      largest_value = std::max(largest_value, std::abs(static_cast<double>(row(task.v, key)[i])));
+      expected.y[static_cast<std::size_t>(i)] += term * operand(row(task.v, key)[i]);
+      largest_value = std::max(largest_value, std::abs(operand(row(task.v, key)[i])));
     }
     if (term > 0) largest_score = std::max(largest_score, magnitudes[static_cast<std::size_t>(key)]);
   }
   for (double& each : expected.y) each /= sum;
-  expected.allowed = kUnit * largest_value * (kOwnError + kScoreError * largest_score);
+  expected.allowed = largest_value * (kUnit * (kOwnError + kScoreError * largest_score) + (rounded ? kWeightError : 0));
   return expected;
 }
 

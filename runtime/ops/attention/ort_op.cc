@@ -88,14 +88,15 @@ class Kernel {
 };
 
 struct Op : Operator<Op, Kernel> {
-  Op(const char* name, AttentionKernel (*kernel)(Isa)) : Operator(name), kernel(kernel) {}
+  Op(const char* name, bool flash) : Operator(name), flash(flash) {}
   std::size_t GetInputTypeCount() const { return 4; }
 
-  AttentionKernel (*const kernel)(Isa);
+  const bool flash;
 };
 
-Kernel::Kernel(const OrtKernelInfo* raw, const Op& op) : name_(op.GetName()), kernel_(op.kernel(selected_isa())) {
+Kernel::Kernel(const OrtKernelInfo* raw, const Op& op) : name_(op.GetName()) {
   const Ort::ConstKernelInfo info(raw);
+  kernel_ = op.flash ? flash_attention_kernel(selected_isa(), flag(info, name_, "bfloat16")) : partial_softmax_attention_kernel(selected_isa());
   heads_ = attribute<std::int64_t>(info, name_, "heads");
   scale_ = attribute<float>(info, name_, "scale");
   if (heads_ < 1) refuse(name_ + ": the attribute 'heads' must be 1 or more, and is " + std::to_string(heads_));
@@ -105,7 +106,7 @@ Kernel::Kernel(const OrtKernelInfo* raw, const Op& op) : name_(op.GetName()), ke
 }  // namespace
 
 std::vector<const OrtCustomOp*> attention_ops() {
-  static const Op flash("FlashAttention", flash_attention_kernel), partial_softmax("PartialSoftmaxAttention", partial_softmax_attention_kernel);
+  static const Op flash("FlashAttention", true), partial_softmax("PartialSoftmaxAttention", false);
   return {&flash, &partial_softmax};
 }
 

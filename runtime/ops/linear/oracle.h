@@ -2,26 +2,12 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
+#include "../testing.h"
 #include "linear.h"
 
 namespace handheld::testing {
-
-// To the nearest bfloat16, ties to even.
-inline std::uint16_t bfloat16_of(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-inline float float_of(std::uint16_t bfloat16) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(bfloat16) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
 
 struct Packed {
   std::vector<float> floats;

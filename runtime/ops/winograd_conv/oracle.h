@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
+#include "../testing.h"
 #include "winograd_conv.h"
 
 namespace handheld::testing {
@@ -64,19 +64,6 @@ inline std::vector<double> transformed_kernel(const float* kernel, const Matrice
     for (std::size_t r = 0; r < 9; ++r) result[i] += matrices.g[i / alpha][r / 3] * static_cast<double>(kernel[r]) * matrices.g[i % alpha][r % 3];
   }
   return result;
-}
-
-inline std::uint16_t bfloat16_of(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to the nearest, a tie to the even one
-}
-
-inline float float_of(std::uint16_t bfloat16) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(bfloat16) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
 }
 
 // Packed weights as winograd_conv.h lays them out. g: [channels_out, channels_in, 3, 3]
