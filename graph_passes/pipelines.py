@@ -15,7 +15,7 @@ from graph_passes.contrib.skip_group_norm import FUSE_SKIP_GROUP_NORM
 from graph_passes.contrib.skip_layer_norm import FUSE_SKIP_LAYER_NORM
 from graph_passes.costs import table
 from graph_passes.errors import GraphError
-from graph_passes.ops.attention import FUSE_FLASH_ATTENTION
+from graph_passes.ops.attention import fuse_flash_attention
 from graph_passes.ops.gelu import FUSE_GELU
 from graph_passes.ops.group_norm import FUSE_GROUP_NORM
 from graph_passes.ops.linear import fuse_linear
@@ -117,11 +117,16 @@ PORTABLE: tuple[Pass, ...] = (
     CLEAR_METADATA,
 )
 
-# custom ops with native kernels; optimizers inline functions, so the bodies come last
-# (linear layers take GEGLU in, and leave to attention what is its own)
-_FUSE: tuple[Pass, ...] = (FUSE_GROUP_NORM, FUSE_GELU, FUSE_FLASH_ATTENTION, MULTIPLY_TOKENS.as_pass(), REMOVE_UNUSED)
+
+
+def _fuse(precision: str) -> tuple[Pass, ...]:
+    """Custom ops with native kernels, whose products have operands of that precision: all but those with weights."""
+    return (FUSE_GROUP_NORM, FUSE_GELU, fuse_flash_attention(precision), MULTIPLY_TOKENS.as_pass(), REMOVE_UNUSED)
+
+
+# linear layers take GEGLU in, and leave to attention what is its own; optimizers inline functions, so the bodies come last
 _ATTACH: tuple[Pass, ...] = (NAME_NODES, ATTACH_BODIES)
-CPU: tuple[Pass, ...] = (*PORTABLE, *_FUSE, fuse_linear("fp32"), *_ATTACH)
+CPU: tuple[Pass, ...] = (*PORTABLE, *_fuse("fp32"), fuse_linear("fp32"), *_ATTACH)
 
 # linear layers are products of two matrices, and so found before their weights are turned for MatMul
 _LINEAR: tuple[Pass, ...] = (INLINE_FUNCTIONS, LIFT_CONSTANTS, REMOVE_IDENTITY.as_pass(), INFER_SHAPES, MULTIPLY_FLAT.as_pass())
@@ -193,7 +198,7 @@ WEBGPU: tuple[Pass, ...] = PORTABLE
 # same memory: there the norms, GELU and attention are our kernels
 XNNPACK: tuple[Pass, ...] = (
     *PORTABLE,
-    *_FUSE,
+    *_fuse("fp32"),
     MULTIPLY_FLAT.as_pass(),
     FOLD_BIAS.as_pass(),
     ADD_ZERO_BIAS.as_pass(),
@@ -262,9 +267,9 @@ def for_target(
         raise GraphError(f"The target {target!r} convolves in hardware, and Winograd's convolutions would only slow it down.")
     if winograd_as is not None:
         unfolded = (unfold_winograd(4), INFER_SHAPES) if winograd_as == "subgraph" else ()
-        last = (*_FUSE, fuse_linear(precision), *_ATTACH) if target == "cpu" else (NAME_NODES,)
+        last = (*_fuse(precision), fuse_linear(precision), *_ATTACH) if target == "cpu" else (NAME_NODES,)
         passes = (*(PORTABLE if target == "cpu" else passes), *unfolded, *last)
     elif target == "cpu":
         policy = Policy(table(costs), precision, budget, at or {})
-        passes = (*PORTABLE, winograd(policy), *_FUSE, fuse_linear(precision), *_ATTACH)
+        passes = (*PORTABLE, winograd(policy), *_fuse(precision), fuse_linear(precision), *_ATTACH)
     return (*first, *second, *passes, *lowered(precision, target, measure))
