@@ -173,6 +173,9 @@ COREML: tuple[Pass, ...] = (
     *_LEFT,
 )
 
+# QNN's compiler takes norms, GELU and attention as they are, and keeps most digits so (docs/qnn.md)
+QNN: tuple[Pass, ...] = (*PORTABLE, POOL_BY_PRODUCT.as_pass(), *_LEFT)
+
 # what the CUDA provider has of ONNX Runtime's own operators, with the channels last throughout
 CUDA: tuple[Pass, ...] = (
     *PORTABLE,
@@ -218,6 +221,7 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     "nnapi": NNAPI,
     "coreml": COREML,
     "cuda": CUDA,
+    "qnn": QNN,
     "webgpu": WEBGPU,
     "xnnpack": XNNPACK,
 }
