@@ -28,7 +28,7 @@ from runtime.placement import predicted
 from runtime.providers import provider
 
 DEMO_PACKAGE = Path("build/demo/package")
-ACCELERATORS = ("nnapi", "coreml")  # of phones: where they are not at hand, the package's plan is shown
+ACCELERATORS = ("nnapi", "coreml", "qnn")  # of phones: where they are not at hand, the package's plan is shown
 PICTURES = 3  # whole pictures are timed at most this often
 MINIMUM_SNR_DB = 20.0  # half precision gives 40 and more: below this another provider does not compute the same function
 COLUMNS = ("provider", "component", "load ms", "median ms", "p90 ms", "p99 ms", "runs", "GFLOP/s", "peak MB", "vs cpu", "nodes ran on")
@@ -71,7 +71,11 @@ class Bench:
         """Measures one job after the other. A provider that fails is put into `errors`, and the next one gets its turn."""
         for ep in eps:
             try:
-                provider(ep)
+                if provider(ep).times_nothing:
+                    raise Unavailable(
+                        f"the execution provider '{ep}' is an emulator here, whose time says nothing of a phone's: measure on a "
+                        "Snapdragon, with 'python -m android_bench' or this command there"
+                    )
             except Unavailable as error:
                 self.errors[ep] = error
         jobs = list(self.jobs([ep for ep in eps if ep not in self.errors]))
@@ -194,8 +198,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def _calibrate(threads: int, json_file: Path | None) -> None:
     """Measures the machine's convolutions and prints them, a line for each layer."""
-    count = calibrate.ROUNDS * len(calibrate.LAYERS) * len(calibrate.ALGORITHMS)
-    with tqdm(total=count, desc="convolutions", leave=False, disable=None) as bar:
+    most = calibrate.ROUNDS * len(calibrate.LAYERS) * len(calibrate.ALGORITHMS)
+    with tqdm(total=most, desc="convolutions", leave=False, disable=None) as bar:
         found = calibrate.calibrate(threads, step=bar.update)
     click.echo(calibrate.table(found["rows"]))
     if json_file:

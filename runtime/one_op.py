@@ -5,7 +5,7 @@ Protocol buffers as in `runtime.onnx_file`, which reads them; the numbers are th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -21,10 +21,12 @@ def one_op(
     weights: Mapping[str, np.ndarray],
     output: Sequence[int],
     attributes: Mapping[str, int | Sequence[int]],
+    bfloat16: Collection[str] = (),
 ) -> bytes:
-    """A model that applies the operator to `inputs` {name: shape}, float32, then `weights`, and gives `y` of shape `output`.
+    """A model that applies the operator to `inputs` {name: shape}, then `weights`, and gives `y` of shape `output`.
 
-    Weights of float32 are float32; those of uint16 are the upper halves of float32 numbers, bfloat16.
+    Inputs are float32, those in `bfloat16` apart. Weights of float32 are float32; those of uint16 are the upper halves of float32
+    numbers, bfloat16.
     """
     node = b"".join(
         [
@@ -37,8 +39,8 @@ def one_op(
     )
     graph = [_message(1, node), _text(2, op_type)]
     graph += [_message(5, _tensor(name, array)) for name, array in weights.items()]
-    graph += [_message(11, _port(name, shape)) for name, shape in inputs.items()]
-    graph += [_message(12, _port("y", output))]
+    graph += [_message(11, _port(name, shape, BFLOAT16 if name in bfloat16 else FLOAT)) for name, shape in inputs.items()]
+    graph += [_message(12, _port("y", output, FLOAT))]
     opsets = [_message(8, _text(1, each) + _number(2, version)) for each, version in {"": OPSET, domain: 1 if domain else OPSET}.items()]
     return b"".join([_number(1, IR_VERSION), _message(7, b"".join(graph)), *opsets])
 
@@ -55,9 +57,9 @@ def _tensor(name: str, array: np.ndarray) -> bytes:
     return sizes + _number(2, kind) + _text(8, name) + _message(9, array.tobytes())
 
 
-def _port(name: str, shape: Sequence[int]) -> bytes:
+def _port(name: str, shape: Sequence[int], kind: int) -> bytes:
     sizes = b"".join(_message(1, _number(1, size)) for size in shape)
-    return _text(1, name) + _message(2, _message(1, _number(1, FLOAT) + _message(2, sizes)))
+    return _text(1, name) + _message(2, _message(1, _number(1, kind) + _message(2, sizes)))
 
 
 def _text(number: int, value: str) -> bytes:

@@ -45,9 +45,10 @@ def test_a_custom_operator_has_its_domain_and_half_weights_their_type() -> None:
 @pytest.mark.parametrize("tile", TILES)
 def test_the_measured_weights_have_the_shape_of_real_ones(tile: int) -> None:
     for precision, dtype in (("fp32", onnx.TensorProto.FLOAT), ("bf16", onnx.TensorProto.BFLOAT16)):
-        tensor = onnx.load_from_string(calibrate._model(tile, precision, 6, 20, 4)).graph.initializer[0]
-        assert tuple(tensor.dims) == packed_shape(20, 6, tile, onnx_type(dtype))
-        assert tensor.data_type == dtype
+        model, feeds = calibrate._trial(tile, precision, 6, 20, 4)
+        port = onnx.load_from_string(model).graph.input[1].type.tensor_type
+        assert tuple(size.dim_value for size in port.shape.dim) == packed_shape(20, 6, tile, onnx_type(dtype)) == tuple(feeds["u"].shape())
+        assert port.elem_type == feeds["u"].element_type() == dtype
 
 
 def onnx_type(dtype: int) -> object:
