@@ -8,6 +8,7 @@ import click
 
 from runtime.cli import command
 from runtime.errors import InputError
+from runtime.snapdragon import DEFAULT, SOCS
 
 
 def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list[int]:
@@ -22,8 +23,11 @@ def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--weights", help="hub, a PATH, or random[:SEED].  [default: the model's own]")
-@click.option("--target", default="portable", help="portable, cpu, nnapi, coreml, webgpu or xnnpack.")
-@click.option("--precision", default="fp32", help="Of the operands of products, at least: fp32, or bf16 (target cpu).")
+@click.option("--target", default="portable", help="portable, cpu, nnapi, coreml, qnn, webgpu or xnnpack.")
+@click.option("--soc", metavar="NAME", help=f"The Snapdragon that the target qnn compiles for: {', '.join(each.name for each in SOCS)}.  "
+              f"[default: {DEFAULT}]")
+@click.option("--precision", help="Of the operands of products, at least: fp32, bf16 (target cpu), fp16 (qnn).  "
+              "[default: fp32; qnn: fp16]")
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
 @click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")
 @click.option("--height", callback=numbers, metavar="N[,N]", help="Pixels. With it, --width or --batch the package is static, "
@@ -38,9 +42,9 @@ def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list
 @click.option("--check", type=click.Choice(["full", "quick", "none"]), help="Parity with torch.  [default: by size]")
 @click.option("--force", is_flag=True, help="Replace the package at OUT.")
 @click.option("--allow-pickle", is_flag=True, help="Read .ckpt and .bin files, which can hold code; only tensors are taken from them.")
-def main(model: str, out: Path, weights: str | None, target: str, precision: str, memory_budget: float | None, costs: str | None,
-         height: list[int], width: list[int], batch: list[int], allow_partitions: int, dynamic: bool, lora: tuple[str, ...],
-         controlnet: str | None, check: str | None, force: bool, allow_pickle: bool) -> None:
+def main(model: str, out: Path, weights: str | None, target: str, soc: str | None, precision: str | None, memory_budget: float | None,
+         costs: str | None, height: list[int], width: list[int], batch: list[int], allow_partitions: int, dynamic: bool,
+         lora: tuple[str, ...], controlnet: str | None, check: str | None, force: bool, allow_pickle: bool) -> None:
     """Exports MODEL (an alias, a hub id, a folder, a file) to a checked package at OUT."""
     if lora or controlnet:
         raise InputError(f"{'--lora' if lora else '--controlnet'} is not there yet: this version exports a checkpoint as it is")
@@ -55,13 +59,18 @@ def main(model: str, out: Path, weights: str | None, target: str, precision: str
     if free and max(len(height), len(width), len(batch)) > 1:
         raise InputError("a package of several sizes is static: leave --dynamic out, or give one size")
     first, batches = sizes[0] if sizes else ((*height, None)[0], (*width, None)[0]), tuple(dict.fromkeys(batch)) or (1,)
+    precision = precision or ("fp16" if target == "qnn" else "fp32")
     request = Request(model, out, weights, target, precision, *first, batches[0], free, check, force, allow_pickle, memory_budget, costs,
-                      allow_partitions, sizes, batches)
+                      allow_partitions, sizes, batches, soc)
     made = export(request, click.echo)
     for name, component in made.manifest.components.items():
         found = component.parity
         result = f"SNR {found['snr_db']:.1f} dB, largest difference {found['max_abs']:.2g}" if found else "not checked"
         click.echo(f"  {name:15} {component.parameters / 1e6:8.1f} M  {result}")
+        if (context := component.context) is not None:
+            emulated = f"SNR {context.parity['snr_db']:.1f} dB in the emulator" if context.parity else "not emulated"
+            click.echo(f"  {'':15} compiled for {context.soc} in {context.seconds:.0f} s with {context.peak_mb / 1e3:.1f} GB of memory: "
+                       f"{context.bytes / 1e6:.1f} MB, {emulated}")
     if (walked := made.manifest.trajectory_parity) is not None:
         click.echo(f"  {walked['steps']} steps with guidance {walked['guidance']:g}: SNR {min(walked['snr_db_per_step']):.1f} dB at "
                    f"the worst step, pixels within {walked['picture_max_diff']}/255, "

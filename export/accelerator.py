@@ -10,7 +10,8 @@ from graph_passes.passes.host import split_host
 from graph_passes.plan import plan
 from runtime.errors import CheckFailed, InputError
 
-TARGETS = ("nnapi", "coreml")  # those with a table of what they take; static shapes only
+PLANNED = ("nnapi", "coreml")  # those with a table of what they take
+TARGETS = (*PLANNED, "qnn")  # static shapes only; what QNN takes its own compiler tells, when the graph is written
 ON_CPU = ("safety_checker",)  # runs once for a picture, and decides by comparisons that no accelerator has
 
 
@@ -26,13 +27,16 @@ def require_static(target: str, dynamic: bool) -> None:
 
 
 def fit(component: str, model: ir.Model, target: str, allowed: int) -> tuple[ir.Model | None, dict[str, Any] | None]:
-    """Moves what the CPU must compute out of `model`, in place, and returns it with the plan of the rest; nothing for other targets.
+    """Moves what the CPU must compute out of `model`, in place, and returns it with the plan of the rest, where there is a table to make
+    one from; nothing for other targets.
 
     Errors: CheckFailed where the rest falls into more than `allowed` partitions, or nodes of it fall out where one is allowed.
     """
     if target_of(component, target) not in TARGETS:
         return None, None
     host = split_host(model)
+    if target not in PLANNED:
+        return host, None
     made = plan(model, target)
     if len(made.partitions) > allowed or (allowed == 1 and made.taken < made.nodes):
         worst = made.summary()["faults"][0]

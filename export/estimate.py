@@ -18,6 +18,8 @@ ACTIVATIONS = 4.0 * GB  # of a guided step at 512x512: the attention's scores, w
 FLOP_PER_SECOND = 150e9
 QUICK_FLOP_PER_WEIGHT = 12_000.0  # torch and ONNX Runtime together, two guided steps at 512x512
 CONVOLUTIONS = ("unet", "vae")
+COMPILER_GROWTH = 2.5  # of QNN's compiler over float32 weights: 8.4 GB for the U-Net of SD 1.4, which has 3.4
+COMPILED_BYTES_PER_SECOND = 0.04 * GB
 UNBOUNDED_GROWTH = 2.2  # of the U-Net of SD 1.4, with every layer at its fastest
 
 
@@ -35,8 +37,9 @@ class Estimate:
                 f"{_duration(self.seconds)}")
 
 
-def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0) -> Estimate:
-    """Of an export with `check` full, quick or none; the networks with convolutions grow by `growth` where theirs are transformed."""
+def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0, compiled: bool = False) -> Estimate:
+    """Of an export with `check` full, quick or none; the networks with convolutions grow by `growth` where theirs are transformed, and all
+    become float16 where they are `compiled` for a Snapdragon."""
     grown = {name: growth if name in CONVOLUTIONS else 1.0 for name in checkpoint.configs}
     sizes = {name: 4.0 * checkpoint.parameters(name) * grown[name] for name in checkpoint.configs}
     package = sum(sizes.values())
@@ -45,8 +48,12 @@ def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0) -> Estimat
     if check != "none":
         memory += min(ACTIVATIONS, 5 * max(sizes.values()))  # small models have small activations; large ones' weights stay mapped
         seconds += package / 4 * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * (6 if check == "full" else 1)
+    if compiled:  # after all else, one at a time; the graph of one goes when its binary is there
+        memory = max(memory, PYTHON_AND_GRAPH + COMPILER_GROWTH * max(sizes.values()))
+        seconds += package / COMPILED_BYTES_PER_SECOND
     scratch = 0 if check == "none" else checkpoint.scratch_bytes()  # torch's own modules need their weights in a file
-    return Estimate(memory, package + scratch + 0.05 * GB, package, seconds)
+    disk = package + scratch + (max(sizes.values()) / 2 if compiled else 0) + 0.05 * GB
+    return Estimate(memory, disk, package / 2 if compiled else package, seconds)
 
 
 def require(needed: Estimate, out: Path) -> None:

@@ -25,8 +25,7 @@ from runtime.pipelines.image_to_image import image_to_image
 from runtime.pipelines.inpaint import inpaint
 from runtime.pipelines.settings import Settings
 from runtime.pipelines.text_to_image import text_to_image
-from runtime.providers import provider
-from runtime.session import Sessions
+from runtime.session import Sessions, own_provider
 from runtime.tokenizer import Tokenizer
 
 
@@ -170,15 +169,15 @@ def _sensitivity(reference: Trajectory, made: Trajectory, index: int) -> float:
 
 
 def check_package(made: Package, oracle: Oracle, step: Callable[[str], object] = str, limits: Limits | None = None) -> Found:
-    """Holds a package against torch: every component, then the trajectory, on the CPU provider. Large models run with their weights
-    mapped, so that the check needs no more memory than their activations.
+    """Holds a package against torch: every component, then the trajectory, on the CPU, or what it is compiled for in QNN's emulator. Large
+    models run with their weights mapped, so that the check needs no more memory than their activations.
 
     `limits`: those of the package's precision where they are not given. `step` is told what begins.
     Errors: CheckFailed naming the component that differs.
     """
     limits = limits or Limits.of_precision(made.manifest.precision)
     large = sum(entry.parameters for entry in made.manifest.components.values()) > SMALL
-    with Sessions(made, provider("cpu"), low_memory=large) as sessions:
+    with Sessions(made, own_provider(made), low_memory=large) as sessions:
         components = {}
         for name, (inputs, outputs) in oracle.components.items():
             step(f"parity: {name}")

@@ -10,19 +10,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from export import package
-from export.accelerator import require_static
+from export import package, qnn
+from export.accelerator import ON_CPU, require_static
 from export.build import Order, Tuning, build
+from export.context_binary import require_compiler
 from export.defaults import pipeline
 from export.estimate import UNBOUNDED_GROWTH, estimate, require
 from export.families import family_of
-from export.parity import SMALL, check_package
+from export.parity import FP32, SMALL, Limits, check_package
 from export.reference import Oracle, ask
 from export.sizes import check_sizes
 from export.weights import open_checkpoint
 from graph_passes.errors import GraphError
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package
+from runtime.snapdragon import DEFAULT, soc
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "handheld-diffusion")
 
@@ -31,7 +33,8 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", 
 class Request:
     """What is to be exported, and how. `height` and `width` are None for the model's own; `check` is None for full or quick by size.
 
-    `sizes` (height, width) and `batches` hold all of them, these first, where a static package has several.
+    `sizes` (height, width) and `batches` hold all of them, these first, where a static package has several. `soc` is the Snapdragon that
+    the target qnn compiles for, None for the usual one.
     """
 
     model: str
@@ -51,6 +54,7 @@ class Request:
     allow_partitions: int = 1
     sizes: tuple[tuple[int, int], ...] = ()
     batches: tuple[int, ...] = ()
+    soc: str | None = None
 
 
 def export(request: Request, say: Callable[[str], object] = print) -> Package:
@@ -64,6 +68,12 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
     except GraphError as error:
         raise InputError(str(error)) from error
     require_static(request.target, request.dynamic)
+    chip = None
+    if request.target == "qnn":
+        chip = soc(request.soc or DEFAULT)
+        require_compiler()
+    elif request.soc is not None:
+        raise InputError(f"--soc names what the target qnn compiles for, and the target is {request.target}: leave it out")
     with package.staged(request.out, request.force) as staging:
         checkpoint = open_checkpoint(request.model, request.weights, staging.work, allow_pickle=request.allow_pickle)
         defaults = pipeline(checkpoint, request.height, request.width, request.batch, request.dynamic)
@@ -75,13 +85,15 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         parameters = sum(map(checkpoint.parameters, checkpoint.configs))
         check = request.check or ("full" if parameters <= SMALL else "quick")
         growth = 1.0 if request.target != "cpu" else request.memory_budget or UNBOUNDED_GROWTH
-        needed = estimate(checkpoint, check, growth)
+        needed = estimate(checkpoint, check, growth, compiled=chip is not None)
         say(f"{checkpoint.alias}: {parameters / 1e6:.1f} M parameters; this takes {needed}; check: {check}")
         require(needed, request.out)
         checkpoint.hashes.start()
 
-        count = len(order.parts(checkpoint))
-        with tqdm(total=4 if check == "none" else 6 + 2 * count, desc="export", unit="step") as bar:
+        names = [name for name, _ in order.parts(checkpoint)]
+        compiled = 0 if chip is None else len(set(names).difference(ON_CPU))
+        total = (4 if check == "none" else 6 + 2 * len(names)) + compiled
+        with tqdm(total=total, desc="export", unit="step") as bar:
             step = partial(_begin, bar)
             built = build(order, checkpoint, step)
             step("manifest")
@@ -94,17 +106,23 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             manifest = Manifest(checkpoint.alias, checkpoint.provenance(), request.target, request.precision, tools, defaults,
                                 {name: part.entry for name, part in built.items()}, scheduler, {})
             package.finish(staging.package, manifest, hashed)
-            if check != "none":
-                oracle = ask(checkpoint, defaults, check, staging.work, step)
-                record(Package.open(staging.package), oracle, step)
+            oracle = None if check == "none" else ask(checkpoint, defaults, check, staging.work, step)
+            if oracle is not None:
+                # what is compiled later is float32 until then
+                record(Package.open(staging.package), oracle, step, None if chip is None else FP32)
                 check_sizes(Package.open(staging.package), checkpoint, step)
+            if chip is not None:
+                made = qnn.compile_package(Package.open(staging.package), chip, request.allow_partitions, staging.work, step)
+                if oracle is not None:
+                    qnn.check_emulated(made, oracle, checkpoint, check, step)
             bar.update(bar.total - bar.n)
     return Package.open(request.out)
 
 
-def record(made: Package, oracle: Oracle, step: Callable[[str], object]) -> None:
-    """Holds a package against torch and writes what was measured, and both pictures, into it. Errors: CheckFailed."""
-    found = check_package(made, oracle, step)
+def record(made: Package, oracle: Oracle, step: Callable[[str], object], limits: Limits | None = None) -> None:
+    """Holds a package against torch and writes what was measured, and both pictures, into it. `limits`: those of its precision where they
+    are not given. Errors: CheckFailed."""
+    found = check_package(made, oracle, step, limits)
     package.write_pictures(made.path, oracle.trajectory.picture, found.picture)
     entries = {name: replace(entry, parity=found.components[name]) for name, entry in made.manifest.components.items()}
     package.finish(made.path, replace(made.manifest, components=entries, trajectory_parity=found.trajectory), made.manifest.files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from export.component import Component
 from export.families import family_of
 from export.package import check_graph, hashed, host_entry, outer_inputs, ports_of
-from export.parity import check_component
+from export.parity import FP32, Limits, check_component
 from export.reference import component_outputs, seeded_inputs
 from export.weights import Checkpoint
 from runtime.errors import InputError
@@ -84,15 +84,21 @@ def _share_weights(model: ir.Model, first: Path) -> None:
             value.const_value = stored
 
 
-def check_sizes(made: Package, checkpoint: Checkpoint, step: Callable[[str], object]) -> dict[str, dict[str, float]]:
-    """Holds every further graph against torch; returns the worst of each component: {snr_db, max_abs}. Errors: CheckFailed."""
+def check_sizes(made: Package, checkpoint: Checkpoint, step: Callable[[str], object], ep: str = "cpu", limits: Limits = FP32,
+                but: Collection[str] = ()) -> dict[str, dict[str, float]]:
+    """Holds every further graph, `but` of those components, against torch; returns the worst of each component: {snr_db, max_abs}.
+
+    Errors: CheckFailed.
+    """
     worst: dict[str, dict[str, float]] = {}
     factor = made.manifest.pipeline["vae_scale_factor"]
-    with Sessions(made, provider("cpu"), low_memory=True) as sessions:
+    with Sessions(made, provider(ep), low_memory=True) as sessions:
         for (height, width, batch), component in components(checkpoint, made.manifest.pipeline):
+            if component.name in but:
+                continue
             step(f"parity: {component.name} at {height}x{width}, batch {batch}")
             inputs = seeded_inputs(component, height, width, factor, batch=batch)
-            found = check_component(sessions, component.name, inputs, component_outputs(component, inputs))
+            found = check_component(sessions, component.name, inputs, component_outputs(component, inputs), limits)
             before = worst.get(component.name, found)
             worst[component.name] = {"snr_db": min(found["snr_db"], before["snr_db"]), "max_abs": max(found["max_abs"], before["max_abs"])}
             del component

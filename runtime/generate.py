@@ -119,16 +119,16 @@ def main(
     def progress(timesteps: np.ndarray) -> Iterable[float]:
         return tqdm(timesteps, desc="denoising", unit="step")
 
-    opened = Package.open(package)
+    opened, chosen = Package.open(package), provider(ep)
     refiner = None if refiner_path is None else Package.open(refiner_path)
     share = HANDOVER if handover is None else handover
     with ExitStack() as stack:
-        sessions = stack.enter_context(Sessions(opened, provider(ep), threads, low_memory))
+        sessions = stack.enter_context(Sessions(opened, chosen, threads, low_memory))
         load_seconds = [sessions.load_seconds]
         if refiner is None:
             result = task(sessions, settings, progress=progress)
         else:
-            refining = stack.enter_context(Sessions(refiner, provider(ep), threads, low_memory))
+            refining = stack.enter_context(Sessions(refiner, chosen, threads, low_memory))
             load_seconds.append(refining.load_seconds)
             result = base_and_refiner(sessions, refining, settings, share, progress=progress)
     for warning in result.warnings:
@@ -136,7 +136,10 @@ def main(
     for index, file in enumerate(files):
         pictures.write_png(file, result.images[index], texts(opened, result, index, refiner, share))
         click.echo(file)
-    click.echo(_summary(result, load_seconds))
+    if chosen.times_nothing:
+        click.echo("computed by an emulator of the NPU, whose time says nothing of a phone's")
+    else:
+        click.echo(_summary(result, load_seconds))
 
 
 if __name__ == "__main__":

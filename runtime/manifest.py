@@ -39,8 +39,28 @@ class HostEntry:
 
 
 @dataclass(frozen=True)
+class ContextEntry:
+    """How a graph was compiled to a context binary of a Snapdragon's NPU: the component's file then does no more than name the binary.
+
+    `soc` is what it was compiled for, such as sm8550, by `compiler` {onnxruntime-qnn, QNN: versions}, in `seconds` and with `peak_mb`
+    of resident memory (10^6 bytes, the mapped weights included). `parity` {snr_db, max_abs} against torch in QNN's emulator of the
+    NPU, None where it was not run.
+    """
+
+    soc: str
+    soc_model: int
+    htp_arch: int
+    compiler: dict[str, str]
+    seconds: float
+    peak_mb: float
+    bytes: int
+    parity: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class SizeEntry:
-    """The same component for pictures of another size (in pixels) or another batch: a graph that reads the weights of the first one."""
+    """The same component for pictures of another size (in pixels) or another batch: a graph that reads the weights of the first one, or
+    where it is compiled (`context`) a binary of its own, `data`."""
 
     height: int
     width: int
@@ -50,11 +70,14 @@ class SizeEntry:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     host: HostEntry | None = None
+    data: str = ""
+    context: ContextEntry | None = None
 
 
 @dataclass(frozen=True)
 class ComponentEntry:
-    """A component of a package. Paths are relative to the package; `data` is the external data file, empty where there is none.
+    """A component of a package. Paths are relative to the package; `data` is the external data file, or the context binary of a compiled
+    graph, empty where there is none.
 
     `inputs` are what the component takes. Where there is a `host`, it reads some of them, and the graph its outputs in their place.
     """
@@ -73,6 +96,7 @@ class ComponentEntry:
     plan: dict[str, Any] | None = None  # how the target takes the graph: see graph_passes.plan
     host: HostEntry | None = None
     sizes: tuple[SizeEntry, ...] = ()
+    context: ContextEntry | None = None
 
     @property
     def graphs(self) -> tuple[ComponentEntry | SizeEntry, ...]:
@@ -83,7 +107,7 @@ class ComponentEntry:
     def files(self) -> tuple[str, ...]:
         """All files that hold graphs or weights of the component."""
         hosts = [graph.host for graph in self.graphs if graph.host is not None]
-        named = [*(graph.file for graph in self.graphs), self.data, *(name for host in hosts for name in (host.file, host.data))]
+        named = [name for graph in (*self.graphs, *hosts) for name in (graph.file, graph.data)]
         return tuple(dict.fromkeys(filter(None, named)))
 
 
@@ -122,6 +146,11 @@ class Manifest:
     trajectory_parity: dict[str, Any] | None = None
     format: int = FORMAT
 
+    @property
+    def compiled(self) -> bool:
+        """Whether graphs of the package are context binaries, which nothing but a Snapdragon's NPU or its emulator runs."""
+        return any(entry.context is not None for entry in self.components.values())
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
@@ -140,9 +169,14 @@ class Manifest:
 
 
 def _component(raw: dict[str, Any]) -> ComponentEntry:
-    sizes = tuple(SizeEntry(**{**size, **_ports(size), "host": _host(size.get("host"))}) for size in raw.get("sizes", ()))
-    fields = {"passes": tuple(raw.get("passes", ())), "host": _host(raw.get("host")), "sizes": sizes}
-    return ComponentEntry(**{**raw, **_ports(raw), **fields})
+    sizes = tuple(SizeEntry(**{**size, **_parts(size)}) for size in raw.get("sizes", ()))
+    return ComponentEntry(**{**raw, **_parts(raw), "passes": tuple(raw.get("passes", ())), "sizes": sizes})
+
+
+def _parts(raw: dict[str, Any]) -> dict[str, Any]:
+    """What graphs of the first size and of others have in common."""
+    context = raw.get("context")
+    return {**_ports(raw), "host": _host(raw.get("host")), "context": None if context is None else ContextEntry(**context)}
 
 
 def _host(raw: dict[str, Any] | None) -> HostEntry | None:

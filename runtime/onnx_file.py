@@ -20,8 +20,10 @@ _OPSET = {"domain": 1, "version": 2}
 _GRAPH = {"node": 1, "initializer": 5, "sparse_initializer": 15}
 _FUNCTION = {"node": 7}
 _NODE = {"op_type": 4, "attribute": 5, "domain": 7}
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TEXT = 1, 3, 4
 _ATTRIBUTE = {"t": 5, "g": 6, "tensors": 10, "graphs": 11, "sparse_tensor": 22, "sparse_tensors": 23}
 _SPARSE = {"values": 1, "indices": 2}
+CONTEXT = ("com.microsoft", "EPContext")  # the operator that stands for a compiled graph
 _TENSOR = {"external_data": 13}
 _ENTRY = {"key": 1, "value": 2}
 
@@ -30,7 +32,7 @@ _ENTRY = {"key": 1, "value": 2}
 class OnnxFile:
     """`opsets` {domain: version}, "" for ONNX's own; `operators` {(domain, op): nodes}, functions' bodies not counted;
 
-    `external` {location: bytes that the file must have at least}.
+    `external` {location: bytes that the file must have at least}, context binaries of compiled graphs among them.
     """
 
     opsets: dict[str, int] = field(default_factory=dict)
@@ -125,6 +127,7 @@ def _graph(data: memoryview, found: OnnxFile) -> None:
 
 def _node(data: memoryview, found: OnnxFile, counted: bool = True) -> None:
     domain = op_type = ""
+    attributes = []
     for name, value in _messages(data, _NODE):
         if name == "op_type":
             op_type = _text(value)
@@ -132,8 +135,25 @@ def _node(data: memoryview, found: OnnxFile, counted: bool = True) -> None:
             domain = _text(value)
         else:
             _attribute(value, found)
+            attributes.append(value)
+    if (domain, op_type) == CONTEXT:
+        _context(attributes, found)
     if counted:
         found.operators["" if domain == "ai.onnx" else domain, op_type] += 1
+
+
+def _context(attributes: list[memoryview], found: OnnxFile) -> None:
+    """A compiled graph: with embed_mode 0 (ONNX Runtime's default is 1) its binary is the file that ep_cache_context names."""
+    location, embedded = "", True
+    for attribute in attributes:
+        values = dict(_fields(attribute))
+        name, text = (bytes(view) if isinstance(view := values.get(key), memoryview) else b"" for key in (_ATTRIBUTE_NAME, _ATTRIBUTE_TEXT))
+        if name == b"embed_mode":
+            embedded = bool(values.get(_ATTRIBUTE_INTEGER, 0))
+        elif name == b"ep_cache_context":
+            location = text.decode("utf-8", "replace")  # embedded, it is no text
+    if location and not embedded:
+        found.external.setdefault(location, 1)
 
 
 def _attribute(data: memoryview, found: OnnxFile) -> None:

@@ -1,4 +1,4 @@
-"""How an accelerator would take a package, as the plan in its manifest says: what there is to show where no such device is at hand."""
+"""How an accelerator takes a package, as its manifest says: what there is to show where no such device is at hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ def predicted(manifest: Manifest, ep: str) -> str:
     if not planned:
         return f"The package is for {manifest.target}, with no plan for {ep}: 'python -m export MODEL OUT --target {ep}' makes one."
     width = max(map(len, manifest.components))
-    lines = [f"Predicted for {ep} from the tables and rules of ONNX Runtime's provider; nothing was measured:"]
+    how = "Compiled by QNN" if manifest.compiled else f"Predicted for {ep} from the tables and rules of ONNX Runtime's provider"
+    lines = [f"{how}; nothing was measured:"]
     lines += [f"  {name:{width}}  {_placed(entry)}" for name, entry in planned.items()]
     lines += [f"  {name:{width}}  all on the CPU" for name in manifest.components if name not in planned]
     return "\n".join(lines)
@@ -23,4 +24,6 @@ def _placed(entry: ComponentEntry) -> str:
     count, megabytes = len(plan["partitions"]), plan["crossing_bytes"] / 1e6
     borders = f", {megabytes:.1f} MB cross their borders in a run" if count != 1 or plan["taken"] < plan["nodes"] else ""
     host = f"; the CPU computes {' and '.join(port.name for port in entry.host.outputs)} first" if entry.host else ""
-    return f"{plan['taken']} of {plan['nodes']} nodes in {count} partition{'' if count == 1 else 's'}{borders}{host}"
+    context = entry.context
+    binary = f", {context.bytes / 1e6:.1f} MB for {context.soc}" if context is not None else ""
+    return f"{plan['taken']} of {plan['nodes']} nodes in {count} partition{'' if count == 1 else 's'}{binary}{borders}{host}"

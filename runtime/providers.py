@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import onnxruntime as ort
 
 from runtime.errors import InputError, Unavailable
+from runtime.snapdragon import DEFAULT, emulated, soc
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Provider:
     plugin: str = ""
     plugin_options: Callable[[Any], dict[str, str]] | None = None  # the plugin's module -> more options
 
+    @property
+    def times_nothing(self) -> bool:
+        """Whether it emulates a device here: its results count, its time does not."""
+        return self.name == "qnn" and emulated()
+
     def add_to(self, session: ort.SessionOptions) -> None:
         """Puts the provider into session options, before the CPU's, which takes the nodes that are left."""
         if self.plugin:
@@ -37,12 +42,20 @@ class Provider:
         else:
             session.add_provider(self.ort_name, self.options)
 
+    def on_soc(self, name: str) -> Provider:
+        """The provider of a Snapdragon's NPU as this machine's compiler and emulator of it take that SoC. Errors: InputError."""
+        return replace(self, options=self.options | _soc_options(name))
+
 
 def _qnn_options(module: Any) -> dict[str, str]:
-    options = {"backend_path": module.get_qnn_htp_path(), "enable_htp_fp16_precision": "1"}
-    if platform.machine() in ("x86_64", "AMD64"):  # no NPU: the emulator takes the part of a Snapdragon 8 Gen 2 (SM8550, HTP v73)
-        options |= {"htp_arch": "73", "soc_model": "43"}
-    return options
+    # a phone knows what it is; its emulator is told, and the compiler too
+    return {"backend_path": module.get_qnn_htp_path(), "enable_htp_fp16_precision": "1"} | (_soc_options(DEFAULT) if emulated() else {})
+
+
+def _soc_options(name: str) -> dict[str, str]:
+    """What QNN asks for to compile for an SoC, or to emulate its NPU. Errors: InputError for an unknown one."""
+    chosen = soc(name)
+    return {"soc_model": str(chosen.model), "htp_arch": str(chosen.htp_arch)}
 
 
 PROVIDERS = (

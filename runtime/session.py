@@ -15,6 +15,7 @@ import onnxruntime as ort
 from runtime.errors import InputError
 from runtime.manifest import ComponentEntry, HostEntry, Package, Port, SizeEntry, inside
 from runtime.providers import Provider, provider, unavailable
+from runtime.snapdragon import emulated
 from runtime.tokenizer import Tokenizer
 
 CUSTOM_OPS_DOMAIN = "handheld"
@@ -33,6 +34,11 @@ def custom_ops_library() -> Path | None:
             raise InputError(f"HANDHELD_OPS_LIBRARY is '{named}', and there is no such file")
         return Path(named)
     return _BUILT_LIBRARY if _BUILT_LIBRARY.is_file() else None
+
+
+def own_provider(package: Package) -> Provider:
+    """What runs a package without more words: the CPU, or the Snapdragon's NPU where it is compiled for one. Errors: Unavailable."""
+    return provider("qnn" if package.manifest.compiled else "cpu")
 
 
 class Sessions:
@@ -150,10 +156,24 @@ class Sessions:
             kept = loaded if on_host else {file: session for file, session in loaded.items() if file not in others}
             self._loaded[component] = dict(kept)
             start = time.perf_counter()
-            session = self._session(component, graph.file, provider("cpu") if on_host else self.provider)
+            session = self._session(component, graph.file, self._provider_of(component, graph))
             self.load_seconds[component] = (self.load_seconds.get(component, 0.0) if kept else 0.0) + time.perf_counter() - start
             self._loaded[component][graph.file] = session
         return self._loaded[component][graph.file]
+
+    def _provider_of(self, component: str, graph: ComponentEntry | SizeEntry | HostEntry) -> Provider:
+        """What runs a graph: the CPU the host's parts, and what of a compiled package is not compiled.
+
+        Errors: InputError where a compiled graph is to run on another provider than the one it was compiled for.
+        """
+        if isinstance(graph, HostEntry) or (graph.context is None and self.package.manifest.compiled):
+            return provider("cpu")
+        if graph.context is None:
+            return self.provider
+        if self.provider.name != "qnn":
+            raise InputError(f"'{component}' is compiled for the NPU of a Snapdragon ({graph.context.soc}), and does not run on "
+                             f"{self.provider.name}: give --ep qnn")
+        return self.provider.on_soc(graph.context.soc) if emulated() else self.provider
 
     def _session(self, component: str, name: str, provider: Provider) -> ort.InferenceSession:
         file = inside(self.package.path, name)

@@ -21,8 +21,8 @@ from runtime.errors import CheckFailed, HandheldError, InputError, Unavailable
 from runtime.inputs import PROMPT, example_inputs, size_of
 from runtime.manifest import NAME, ComponentEntry, FileEntry, Manifest, Package, files_below, inside, sha256_of
 from runtime.pipelines.settings import Settings
-from runtime.providers import provider
-from runtime.session import CUSTOM_OPS_DOMAIN, Sessions
+from runtime.session import CUSTOM_OPS_DOMAIN, Sessions, own_provider
+from runtime.snapdragon import emulated, worth_emulating
 from runtime.tokenizer import Tokenizer
 from runtime.trial import needs, picture
 
@@ -124,8 +124,7 @@ def compare(first: Package, second: Package) -> Iterator[Agreement]:
     if not common:
         raise InputError(f"'{first.path}' and '{second.path}' have no component in common")
     height, width = size_of(first, None, None)
-    cpu = provider("cpu")
-    with Sessions(first, cpu, low_memory=True) as ours, Sessions(second, cpu, low_memory=True) as theirs:
+    with Sessions(first, own_provider(first), low_memory=True) as ours, Sessions(second, own_provider(second), low_memory=True) as theirs:
         for component in common:
             inputs = example_inputs(first, component, height, width)
             expected, actual = theirs.run(component, inputs), ours.run(component, inputs)
@@ -200,7 +199,7 @@ def _port_problems(package: Package, component: str) -> Iterator[str]:
     # what the host computes takes the place of what it reads
     read = {port.name for port in entry.host.inputs} if entry.host else set()
     inputs = (*(port for port in entry.inputs if port.name not in read), *(entry.host.outputs if entry.host else ()))
-    with Sessions(package, provider("cpu")) as sessions:
+    with Sessions(package, own_provider(package)) as sessions:
         session = sessions.load(component)
         for kind, ports, nodes in (("input", inputs, session.get_inputs()), ("output", entry.outputs, session.get_outputs())):
             recorded = {port.name: _described(port.dtype, port.shape) for port in ports}
@@ -262,6 +261,8 @@ def main(package: Path, against: Path | None) -> None:
     click.echo(f"  ok  {' and '.join(names) or 'no tokenizer'}, scheduler {manifest.pipeline['scheduler']}")
     if missing := [name for name in needs(manifest) if name not in manifest.components]:
         click.echo(f"      no picture was made: the package has no {' and no '.join(missing)}")
+    elif manifest.compiled and emulated() and not all(worth_emulating(manifest.components[name].macs) for name in needs(manifest)):
+        click.echo("      no picture was made: the NPU is emulated here, which takes hours for a model of this size")
     else:
         height, width = check_picture(opened)
         click.echo(f"  ok  a picture of {width} x {height} in {SHORT_STEPS} steps: finite, and not flat")

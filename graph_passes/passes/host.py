@@ -16,7 +16,7 @@ from graph_passes.extract import extracted
 from graph_passes.passes.unused import remove_unused
 from graph_passes.values import is_constant, is_standard, static_shape
 
-HOSTED = ("nnapi", "coreml")  # the targets whose graphs are split
+HOSTED = ("nnapi", "coreml", "qnn")  # the targets whose graphs are split
 HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
 # What only moves numbers about goes with what it moves
 VIEWS = ("Cast", "Concat", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

@@ -20,8 +20,7 @@ from runtime.noise import Noise
 from runtime.pipelines import autoencoder, batched, safety_checker, steps
 from runtime.pipelines.conditioning import Conditioning, check_finite, check_time_ids, condition, guidance_width
 from runtime.pipelines.settings import Resolved, Result, Settings, resolve
-from runtime.providers import provider
-from runtime.session import Sessions
+from runtime.session import Sessions, own_provider
 
 # (index, timestep, latents after the step, U-Net's output without and with the prompt; without: None where there is no guidance)
 OnStep = Callable[[int, Any, np.ndarray, np.ndarray | None, np.ndarray], None]
@@ -31,11 +30,11 @@ Progress = Callable[[np.ndarray], Iterable[Any]]
 
 @contextmanager
 def opened(source: Package | Sessions) -> Iterator[Sessions]:
-    """Sessions as they are, or those of a package on the CPU until the end of the block."""
+    """Sessions as they are, or until the end of the block those of a package on what it is made for."""
     if isinstance(source, Sessions):
         yield source
     else:
-        with Sessions(source, provider("cpu")) as sessions:
+        with Sessions(source, own_provider(source)) as sessions:
             yield sessions
 
 

@@ -47,6 +47,16 @@ def test_structure_of_a_file(tmp_path: Path) -> None:
     assert found.external == {"weights.bin": 96, "constant.bin": 32, "branch.bin": 8, "function.bin": 4}
 
 
+@pytest.mark.parametrize(("embed_mode", "external"), [(0, {"unet_qnn.bin": 1}), (1, {})])
+def test_binary_of_a_compiled_graph(tmp_path: Path, embed_mode: int, external: dict[str, int]) -> None:
+    """In a file of its own, which must then be there, or embedded: then the attribute is not its name but the binary, and no text."""
+    context = "unet_qnn.bin" if embed_mode == 0 else b"\xff\xfe\x00"
+    node = helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft", embed_mode=embed_mode, ep_cache_context=context)
+    found = onnx_file.read(saved(tmp_path / "m.onnx", [node], []))
+    assert found.operators == Counter({("com.microsoft", "EPContext"): 1})
+    assert found.external == external
+
+
 def test_every_truncation_is_an_error_or_still_a_prefix_of_whole_fields(tmp_path: Path) -> None:
     """A file that is cut anywhere never reads as the whole model, and never raises anything but the one error."""
     nodes = [helper.make_node("Add", ["x", "w"], ["y"], name="sum")]
