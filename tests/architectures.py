@@ -13,12 +13,24 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from export.component import Component
 from export.families.unet import UNet
 from export.families.vae import VaeDecoder, VaeEncoder
 from export.trace import trace
+
+
+class Transformer(torch.nn.Module):
+    """A transformer of the U-Net with its one block; sample [B, S, 32], encoder_hidden_states [B, S, 24] -> [B, S, 32]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = BasicTransformerBlock(32, 2, 16, cross_attention_dim=24, activation_fn="geglu")
+
+    def forward(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.block(sample, encoder_hidden_states=encoder_hidden_states)
 
 
 class TextEncoder(torch.nn.Module):
@@ -59,6 +71,7 @@ ARCHITECTURES: dict[str, Callable[[], torch.nn.Module]] = {
     "unet": unet,
     "sdxl": lambda: unet(**SDXL),
     "refiner": lambda: unet(**REFINER),
+    "transformer": Transformer,
     "vae_decoder": lambda: VaeDecoder(vae()),
     "vae_encoder": lambda: VaeEncoder(vae()),
     "vit-l": lambda: TextEncoder(12, "quick_gelu"),  # SD 1.x and SDXL's first
@@ -77,16 +90,18 @@ def component(architecture: str) -> Component:
             torch.nn.init.normal_(each.bias, 0, 0.3)
     tokens, picture = {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 2: "height", 3: "width"}
     if architecture in ("vit-l", "vit-h", "tanh"):
-        ids = torch.randint(4, 60, (2, 9))
-        return Component(architecture, module, {"input_ids": ids}, ("out",), {"input_ids": tokens, "out": tokens})
-    if architecture.startswith("vae"):
-        sample = torch.randn((2, 4, 8, 8) if architecture == "vae_decoder" else (2, 3, 32, 32))
-        scaled = {axis: f"scaled_{name}" if axis else name for axis, name in picture.items()}
-        return Component(architecture, module, {"sample": sample}, ("out",), {"sample": picture, "out": scaled})
-    # a size that the U-Net cannot halve three times: else torch takes its sizes for constants
-    inputs = {"sample": torch.randn(2, 4, 12, 10), "timestep": torch.tensor(5), "encoder_hidden_states": torch.randn(2, 7, 16)}
-    return Component(architecture, module, inputs, ("out",),
-                     {"sample": picture, "encoder_hidden_states": tokens, "out": picture})  # fmt: skip
+        inputs, axes = {"input_ids": torch.randint(4, 60, (2, 9))}, {"input_ids": tokens, "out": tokens}
+    elif architecture.startswith("vae"):
+        inputs = {"sample": torch.randn((2, 4, 8, 8) if architecture == "vae_decoder" else (2, 3, 32, 32))}
+        axes = {"sample": picture, "out": {axis: f"scaled_{name}" if axis else name for axis, name in picture.items()}}
+    elif architecture == "transformer":
+        inputs = {"sample": torch.randn(2, 15, 32), "encoder_hidden_states": torch.randn(2, 7, 24)}
+        pixels = {0: "batch_size", 1: "pixels"}
+        axes = {"sample": pixels, "encoder_hidden_states": tokens, "out": pixels}
+    else:  # a size that the U-Net cannot halve three times: else torch takes its sizes for constants
+        inputs = {"sample": torch.randn(2, 4, 12, 10), "timestep": torch.tensor(5), "encoder_hidden_states": torch.randn(2, 7, 16)}
+        axes = {"sample": picture, "encoder_hidden_states": tokens, "out": picture}
+    return Component(architecture, module, inputs, ("out",), axes)
 
 
 def by_torchscript(made: Component, opset: int, folder: Path) -> ir.Model:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from export import package
+from export.architecture import of_alias
 from export.defaults import pipeline
 from export.families import family_of
 from export.weights import open_checkpoint
@@ -16,6 +17,7 @@ from runtime.manifest import NAME, Package
 def turbo(sdxl: Path, out: Path, work: Path) -> None:
     """Copies the package of tiny-sdxl and gives it the scheduler and the defaults of tiny-sdxl-turbo."""
     base, checkpoint = Package.open(sdxl), open_checkpoint("tiny-sdxl-turbo", None, work)
+    assert checkpoint.configs == of_alias("tiny-sdxl", "sdxl", "tiny-sdxl.json").configs
     shutil.copytree(sdxl, out)
     (out / NAME).unlink()
     package.write_index(out, family_of(checkpoint).index(checkpoint), checkpoint.scheduler)

@@ -20,7 +20,7 @@ from graph_passes.work import Shapes, Uncounted, output_shapes
 DIRECT = Algorithm(0, "fp32")
 TYPES = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16}
 # The relative root mean square error of a layer against float64, on standard normal inputs and weights of the U-Net's and the decoder's
-# layers; tests/ops/test_winograd_conv.py measures it again.
+# layers; tests/ops/winograd_conv measures it again.
 ERRORS: dict[Algorithm, float] = {
     Algorithm(2, "fp32"): 6e-7,
     Algorithm(4, "fp32"): 1.8e-6,
