@@ -32,7 +32,7 @@ from graph_passes.passes.static_shapes import static_shapes
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.passes.weights import FOLD_WEIGHTS
 from graph_passes.passes.winograd import Policy, winograd
-from graph_passes.precision import lowered
+from graph_passes.precision import PRECISIONS, lowered
 from graph_passes.rules.add_zero_bias import ADD_ZERO_BIAS
 from graph_passes.rules.approximate_gelu import APPROXIMATE_GELU
 from graph_passes.rules.compose_casts import COMPOSE_CASTS
@@ -226,13 +226,6 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     "xnnpack": XNNPACK,
 }
 CONVOLVE_IN_HARDWARE = ("nnapi", "coreml", "qnn")
-PRECISIONS: dict[str, tuple[str, ...]] = {  # of the other targets: fp32
-    "cpu": ("fp32", "bf16"),
-    "portable": ("fp32", "fp16"),
-    "coreml": ("fp32", "fp16"),
-    "webgpu": ("fp32", "fp16"),
-    "qnn": ("fp16",),
-}
 
 
 def for_target(
@@ -258,7 +251,7 @@ def for_target(
     if target not in TARGETS:
         raise GraphError(f"There is no pipeline for the target {target!r}. There is one for {', '.join(TARGETS)}.")
     if precision not in (known := PRECISIONS.get(target, ("fp32",))):
-        raise GraphError(f"The target {target!r} does not have the precision {precision!r}: it has {' and '.join(known)}.")
+        raise GraphError(f"The target {target!r} does not have the precision {precision!r}: it has {', '.join(known)}.")
     if budget is not None and budget < 1:
         raise GraphError(f"A memory budget of {budget:g} is less than the plain weights: give 1 or more.")
     first = (INLINE_FUNCTIONS, LIFT_CONSTANTS, static_shapes(shapes)) if shapes else ()

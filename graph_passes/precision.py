@@ -5,15 +5,34 @@ from __future__ import annotations
 from graph_passes.passes.half import Measure, half
 from graph_passes.passes.masks import BOUND_MASKS
 from graph_passes.passes.names import NAME_NODES
+from graph_passes.passes.quantize_weights import quantize_weights
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.step import Pass
 
+# The precisions of each target; of the others: fp32. Where one is missing, the target's provider has no kernels for it: NNAPI's takes
+# float32 alone (and computes in half by itself where it is told to), CoreML's has no DequantizeLinear, and ours for the CPU are float32 and
+# bfloat16. QNN's compiler makes float16 of float32 itself.
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "portable": ("fp32", "fp16", "w8", "w4"),
+    "cpu": ("fp32", "bf16"),
+    "coreml": ("fp32", "fp16"),
+    "qnn": ("fp16",),
+    "webgpu": ("fp32", "fp16", "w8", "w4"),
+    "cuda": ("fp32", "fp16"),
+}
+BITS = {"w8": 8, "w4": 4}
+FOUR_BIT_CONVOLUTIONS = ("portable",)  # WebGPU's provider has no com.microsoft.DequantizeLinear
+
+
+def measures(precision: str, target: str) -> bool:
+    """Whether a pass asks for the ranges of a graph's values."""
+    return precision == "fp16" and target != "qnn"
+
 
 def lowered(precision: str, target: str, measure: Measure | None) -> tuple[Pass, ...]:
-    """The passes of a precision. `measure` tells the ranges of a graph's values, where the choice is to be made by them.
-
-    fp32 and bf16 need none here, nor does fp16 for qnn: kernels and QNN's compiler do the converting there.
-    """
-    if precision == "fp16" and target != "qnn":
+    """The passes of a precision. `measure` tells the ranges of a graph's values, where a choice is made by them."""
+    if measures(precision, target):
         return (BOUND_MASKS, REMOVE_UNUSED, half(measure), REMOVE_UNUSED, NAME_NODES)
+    if precision in BITS:
+        return (quantize_weights(BITS[precision], target in FOUR_BIT_CONVOLUTIONS), REMOVE_UNUSED, NAME_NODES)
     return ()
