@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from export.reference import Arrays, Oracle, Trajectory, Walk, ask
+from export.twin import on_cpu
 from export.weights import open_checkpoint
 from runtime.cli import command
 from runtime.compare import max_abs, snr_db
@@ -202,7 +203,8 @@ def main(package: Path, checkpoint: str, weights: str | None, check: str) -> Non
             bar.update()
 
         oracle = ask(open_checkpoint(checkpoint, weights, Path(work)), opened.manifest.pipeline, check, Path(work), step)
-        found = check_package(opened, oracle, step)
+        with on_cpu(opened) as runnable:
+            found = check_package(runnable, oracle, step)
     for name, figures in found.components.items():
         click.echo(f"{name}: SNR {figures['snr_db']:.1f} dB, largest difference {figures['max_abs']:.2g}")
     click.echo(f"{found.trajectory['steps']} steps: SNR {min(found.trajectory['snr_db_per_step']):.1f} dB at the worst step, "

@@ -20,6 +20,7 @@ from export.families import family_of
 from export.parity import FP32, SMALL, Limits, check_package
 from export.reference import Oracle, ask
 from export.sizes import check_sizes
+from export.twin import on_cpu
 from export.weights import open_checkpoint
 from graph_passes.errors import GraphError
 from runtime.errors import InputError
@@ -110,7 +111,8 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             if oracle is not None:
                 # what is compiled later is float32 until then
                 record(Package.open(staging.package), oracle, step, None if chip is None else FP32)
-                check_sizes(Package.open(staging.package), checkpoint, step)
+                with on_cpu(Package.open(staging.package)) as runnable:
+                    check_sizes(runnable, checkpoint, step)
             if chip is not None:
                 made = qnn.compile_package(Package.open(staging.package), chip, request.allow_partitions, staging.work, step)
                 if oracle is not None:
@@ -122,7 +124,8 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
 def record(made: Package, oracle: Oracle, step: Callable[[str], object], limits: Limits | None = None) -> None:
     """Holds a package against torch and writes what was measured, and both pictures, into it. `limits`: those of its precision where they
     are not given. Errors: CheckFailed."""
-    found = check_package(made, oracle, step, limits)
+    with on_cpu(made) as runnable:
+        found = check_package(runnable, oracle, step, limits)
     package.write_pictures(made.path, oracle.trajectory.picture, found.picture)
     entries = {name: replace(entry, parity=found.components[name]) for name, entry in made.manifest.components.items()}
     package.finish(made.path, replace(made.manifest, components=entries, trajectory_parity=found.trajectory), made.manifest.files)

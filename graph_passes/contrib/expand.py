@@ -33,10 +33,9 @@ def expand(model: ir.Model) -> int:
             results = DEFINITIONS[node.op_type](node)
             for index, value in results.items():
                 output = node.outputs[index]
-                value.type, value.shape = output.type, output.shape
-                name = output.name if output.is_graph_output() else None
+                value.type, value.shape, name = output.type, output.shape, output.name
                 output.replace_all_uses_with(value, replace_graph_outputs=True)
-                value.name = name or value.name
+                value.name = name
             graph.remove(node, safe=True)
             expanded += 1
     model.graph.opset_imports.pop(DOMAIN, None)

@@ -1,0 +1,44 @@
+"""A package of a target that is not here, as the CPU provider can run it: what parity is measured on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+
+from graph_passes.contrib.expand import EXPAND_CONTRIB
+from graph_passes.step import Pass, run
+from runtime.manifest import Package, files_below
+
+ELSEWHERE = ("cuda",)  # targets whose graphs have operators that no other provider has kernels of
+
+
+@contextmanager
+def on_cpu(made: Package) -> Iterator[Package]:
+    """`made`, or where its operators are another provider's alone its twin, in which their definitions stand in for them."""
+    if made.manifest.target not in ELSEWHERE:
+        yield made
+        return
+    with twin(made, (EXPAND_CONTRIB,)) as expanded:
+        yield expanded
+
+
+@contextmanager
+def twin(made: Package, passes: Sequence[Pass]) -> Iterator[Package]:
+    """The twin of `made`, beside it as long as the block lasts: its graphs go through the passes, its other files are links."""
+    with TemporaryDirectory(dir=made.path.parent, prefix=".twin-") as folder:
+        graphs = {graph.file for entry in made.manifest.components.values() for graph in entry.graphs}
+        for name in files_below(made.path):
+            file = Path(folder) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if name not in graphs:
+                os.link(made.path / name, file)
+        for name in graphs:
+            model = ir.load(made.path / name)
+            run(model, passes)
+            ir.save(model, Path(folder) / name)
+        yield Package(Path(folder), made.manifest)
