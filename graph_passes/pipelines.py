@@ -194,8 +194,10 @@ CUDA: tuple[Pass, ...] = (
     NAME_NODES,
 )
 
-# WebGPU's provider has norms, GELU and attention's parts under their standard names
-WEBGPU: tuple[Pass, ...] = PORTABLE
+# WebGPU's provider has the norms under their standard names, and attention as one operator, whose scores are in no buffer: written out,
+# they are larger than what many devices bind. The CPU's provider has both operators too, and a browser without WebGPU falls back on it:
+# BiasSplitGelu and BiasAdd, which it has not, would save a pass over activations here and there, and the fallback with it.
+WEBGPU: tuple[Pass, ...] = (*PORTABLE, FUSE_MULTI_HEAD_ATTENTION, FUSE_SKIP_LAYER_NORM, REMOVE_UNUSED, NAME_NODES)
 
 # XNNPACK's provider takes convolutions, products of two matrices and bilinear Resize, and leaves the rest to the CPU's beside it, in the
 # same memory: there the norms, GELU and attention are our kernels

@@ -237,7 +237,8 @@ def _faults(node: ir.Node, target: Target, operators: frozenset[str]) -> Iterato
     if f"{domain}:{node.op_type}" not in operators:
         yield Fault(f"{target.title} has no {node.op_type}", target.mends.get(node.op_type, ""))
         return
-    unknown = [value for value in (*node.inputs, *node.outputs) if value is not None and static_shape(value) is None]
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]  # an output that is left out has no name
+    unknown = [value for value in values if static_shape(value) is None]
     if unknown:
         yield Fault("a shape is not made of numbers alone", "fix static shapes", f"'{unknown[0].name}' {unknown[0].shape}")
         return
