@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,4 +42,4 @@ def twin(made: Package, passes: Sequence[Pass]) -> Iterator[Package]:
             model = ir.load(made.path / name)
             run(model, passes)
             ir.save(model, Path(folder) / name)
-        yield Package(Path(folder), made.manifest)
+        yield Package(Path(folder), replace(made.manifest, target="portable"))

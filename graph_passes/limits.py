@@ -1,6 +1,7 @@
 """What providers refuse of operators that they have: the rules that ONNX Runtime's providers check node by node.
 
-Read from the sources of ONNX Runtime (core/providers/nnapi/nnapi_builtin/builders, coreml/builders, xnnpack, webgpu). The operators
+Read from the sources of ONNX Runtime (core/providers/nnapi/nnapi_builtin/builders, coreml/builders, xnnpack, webgpu,
+contrib_ops/cuda). The operators
 themselves are in tables: ONNX Runtime ships those of NNAPI and CoreML, the others are in `graph_passes.operators`.
 """
 
@@ -11,13 +12,25 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.values import constant, integer, is_constant, is_standard, static_shape
+from graph_passes.contrib import bias_add, bias_split_gelu
+from graph_passes.contrib.group_norm import MOST_CHANNELS
+from graph_passes.contrib.nodes import ALWAYS_FLOAT32
+from graph_passes.values import constant, dimensions, integer, is_constant, is_standard, static_shape
 
 COREML_LONGEST = 16_384  # CoreML loads no model in which a dimension is longer (apple/coremltools issue 1003)
 COREML_ANY_TYPE = ("And", "ArgMax", "Cast", "Concat", "GatherND", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Unsqueeze", "Where")
 HOST = "move to the host"
 FLOAT, HALF, INT32 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32
 WEBGPU_INT64 = ("Add", "Cast", "Clip", "Concat", "Equal", "Gather", "ReduceSum", "Reshape", "Shape", "Sub", "Tile", "Where")  # since 1.29
+CUDA_ANY_TYPE = (
+    "And", "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "If", "Loop", "Not", "Or",
+    "Reshape", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose", "Trilu", "Unsqueeze", "Where",
+)  # fmt: skip
+CUDA_INTEGERS = (
+    "Abs", "Add", "Clip", "CumSum", "Div", "Equal", "GatherND", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod",
+    "Mul", "Neg", "NonZero", "OneHot", "Pow", "Range", "ReduceMax", "ReduceMin", "ReduceSum", "Sub", "Tile",
+)  # fmt: skip
+CUDA_INTEGER = (INT32, ir.DataType.INT64, ir.DataType.BOOL)
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,26 @@ def webgpu(node: ir.Node) -> Iterator[Fault]:
             yield Fault("queries, keys and values are packed into one tensor")
         if len(node.inputs) > 4 and node.inputs[4] is not None:
             yield Fault("it has a padding mask of keys")
+
+
+def cuda(node: ir.Node) -> Iterator[Fault]:
+    """The faults of a node whose operator the CUDA provider has. A shape that is not known is none."""
+    dtype = _dtype(node.inputs[0]) if node.inputs else None
+    taken = tuple(ir.DataType) if node.op_type in CUDA_ANY_TYPE else (FLOAT, HALF, *(CUDA_INTEGER if node.op_type in CUDA_INTEGERS else ()))
+    if dtype is not None and dtype not in taken:
+        yield Fault(f"the first input is {dtype.name}", what=_described(node.inputs[0]))
+    last = (dimensions(node.inputs[0]) or (None,))[-1] if node.inputs else None
+    widths = {"BiasSplitGelu": bias_split_gelu.CUDA_WIDTHS, "BiasAdd": bias_add.CUDA_WIDTHS}.get(node.op_type, ())
+    if isinstance(last, int) and widths and last not in widths:
+        yield Fault(f"it has {last} channels, not {', '.join(map(str, widths[:-1]))} or {widths[-1]}")
+    if node.op_type in ALWAYS_FLOAT32:
+        if integer(node, "channels_last", 1) != 1:
+            yield Fault("the channels are not its last axis", "channels last")
+        if any(_dtype(node.inputs[index]) != FLOAT for index in ALWAYS_FLOAT32[node.op_type]):
+            yield Fault("gamma and beta are not float32")
+        of_group = last // integer(node, "groups", 1) if isinstance(last, int) else 0
+        if of_group % 2 or of_group > MOST_CHANNELS:
+            yield Fault(f"its groups have an odd number of channels, or more than {MOST_CHANNELS}")
 
 
 def _types(node: ir.Node, usual: tuple[ir.DataType, ...], others: dict[str, tuple[ir.DataType, ...]]) -> Iterator[Fault]:

@@ -23,8 +23,8 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 
 from graph_passes.errors import GraphError
 from graph_passes.files import load
-from graph_passes.limits import HOST, Fault, Limits, coreml, nnapi, webgpu, xnnpack
-from graph_passes.operators import WEBGPU, XNNPACK
+from graph_passes.limits import HOST, Fault, Limits, coreml, cuda, nnapi, webgpu, xnnpack
+from graph_passes.operators import CUDA, WEBGPU, XNNPACK
 from graph_passes.passes.constants import LIFT_CONSTANTS
 from graph_passes.passes.functions import INLINE_FUNCTIONS
 from graph_passes.passes.shapes import INFER_SHAPES, without_weights
@@ -43,7 +43,7 @@ class Target:
 
     `mends` names the pass that lowers an operator that it has not; `needs` says what the provider asks for beside the graph. `is_compiled`:
     a partition becomes one program; otherwise each node is one. `in_memory`: it reads and writes the CPU's memory, so that no border costs.
-    `binding`: bytes of the largest tensor that every device of its kind takes.
+    `binding`: bytes of the largest tensor that every device of its kind takes. `takes_free_axes`: shapes need not be numbers alone.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Target:
     is_compiled: bool = True
     in_memory: bool = False
     binding: int | None = None
+    takes_free_axes: bool = False
 
 
 TARGETS = (
@@ -103,6 +104,16 @@ TARGETS = (
         "a browser with WebGPU (onnxruntime-web), or the plugin onnxruntime-ep-webgpu and a GPU with its driver",
         is_compiled=False,
         binding=WEBGPU_BINDING,
+    ),
+    Target(
+        "cuda",
+        "CUDA",
+        CUDA,
+        cuda,
+        {"GroupNormalization": "lower group norms"},
+        "the package onnxruntime-gpu and an NVIDIA GPU with its driver; what computes shapes ONNX Runtime leaves to the CPU on purpose",
+        is_compiled=False,
+        takes_free_axes=True,
     ),
 )
 
@@ -239,7 +250,7 @@ def _faults(node: ir.Node, target: Target, operators: frozenset[str]) -> Iterato
         return
     values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]  # an output that is left out has no name
     unknown = [value for value in values if static_shape(value) is None]
-    if unknown:
+    if unknown and not target.takes_free_axes:
         yield Fault("a shape is not made of numbers alone", "fix static shapes", f"'{unknown[0].name}' {unknown[0].shape}")
         return
     yield from target.limits(node)

@@ -10,6 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 from onnxscript.optimizer import fold_constants
 
+from graph_passes.contrib.expand import expand
+from graph_passes.contrib.nodes import DOMAIN
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -53,6 +56,9 @@ def _work_of(node: ir.Node, weights: Container[ir.Value | None]) -> tuple[str, i
     if node.op_type == "Conv":
         kernel = _shape(node, node.inputs[1])
         return "x".join(map(str, kernel[2:])) + " conv", math.prod(_shape(node, node.outputs[0])) * math.prod(kernel[1:])
+    if node.op_type == "NhwcConv":
+        kernel = _shape(node, node.inputs[1])
+        return "x".join(map(str, kernel[1:3])) + " conv", math.prod(_shape(node, node.outputs[0])) * math.prod(kernel[1:])
     if node.op_type == "ConvTranspose":  # every input element meets every output channel of its group, once per kernel position
         kernel = _shape(node, node.inputs[1])
         return "x".join(map(str, kernel[2:])) + " conv", math.prod(_shape(node, node.inputs[0])) * math.prod(kernel[1:])
@@ -87,6 +93,8 @@ def _with_shapes(model: ir.Model, shapes: Shapes) -> ir.Model:
         raise Uncounted(f"the graph has no input '{unknown[0]}': it has {', '.join(sorted(map(str, known)))}")
     static = model.clone()
     InlinePass()(static)
+    if DOMAIN in static.opset_imports:
+        expand(static)  # ONNX infers no shapes through ONNX Runtime's own operators
     for node in static.graph:
         for value in node.outputs:
             if value.shape is not None and not all(isinstance(dimension, int) for dimension in value.shape):

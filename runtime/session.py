@@ -37,8 +37,11 @@ def custom_ops_library() -> Path | None:
 
 
 def own_provider(package: Package) -> Provider:
-    """What runs a package without more words: the CPU, or the Snapdragon's NPU where it is compiled for one. Errors: Unavailable."""
-    return provider("qnn" if package.manifest.compiled else "cpu")
+    """What runs a package without more words: the CPU, the Snapdragon's NPU that it is compiled for, or the GPU whose operators it has.
+
+    Errors: Unavailable.
+    """
+    return provider("qnn" if package.manifest.compiled else "cuda" if package.manifest.target == "cuda" else "cpu")
 
 
 class Sessions:
