@@ -32,6 +32,8 @@ def fit(component: str, model: ir.Model, target: str, allowed: int) -> tuple[ir.
 
     Errors: CheckFailed where the rest falls into more than `allowed` partitions, or nodes of it fall out where one is allowed.
     """
+    if target == "cuda":  # whose provider leaves to the CPU what it does not take, and copies
+        return None, plan(model, target).summary()
     if target_of(component, target) not in TARGETS:
         return None, None
     host = split_host(model)

@@ -26,6 +26,7 @@ from runtime.errors import CheckFailed, InputError
 from runtime.manifest import NAME, ComponentEntry, FileEntry, HostEntry, Manifest, Port, files_below, sha256_of
 
 CUSTOM_OPS_DOMAIN = "handheld"
+RUNTIME_OPS_DOMAIN = "com.microsoft"  # ONNX Runtime's own, which not every provider has
 # Graphs with more bytes of weights keep them in model.onnx_data: protobuf ends at 2 GB, and a file of its own can be mapped.
 EXTERNAL_BYTES = 64 << 20
 # Tensors below this stay in the graph, where passes and readers find them.
@@ -138,8 +139,9 @@ def write_component(folder: Path, component: Component, model: ir.Model, steps: 
     files = {name: hashed(folder / name) for name in (file, data, config) if name}
     ops: dict[str, int] = {}
     for node in model.graph.all_nodes():
-        if node.domain == CUSTOM_OPS_DOMAIN:
-            ops[node.op_type] = ops.get(node.op_type, 0) + 1
+        if node.domain in (CUSTOM_OPS_DOMAIN, RUNTIME_OPS_DOMAIN):
+            name = node.op_type if node.domain == CUSTOM_OPS_DOMAIN else f"{node.domain}.{node.op_type}"
+            ops[name] = ops.get(name, 0) + 1
     passes = tuple(_entry(step) for step in steps)
     inputs, outputs, hosted = ports_of(model.graph.inputs), ports_of(model.graph.outputs), None
     if host is not None:

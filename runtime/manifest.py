@@ -90,7 +90,7 @@ class ComponentEntry:
     data: str = ""
     parameters: int = 0
     macs: int = 0  # multiply-accumulates of one run at batch 1 and the pipeline's height and width; 0 where they were not counted
-    custom_ops: dict[str, int] = field(default_factory=dict)
+    custom_ops: dict[str, int] = field(default_factory=dict)  # ours by name, ONNX Runtime's own as com.microsoft.Name
     passes: tuple[dict[str, Any], ...] = ()  # {name, applied, seconds[, notes: sentences][, refused: sentences]} in order
     parity: dict[str, float] | None = None  # {snr_db, max_abs}
     plan: dict[str, Any] | None = None  # how the target takes the graph: see graph_passes.plan

@@ -19,6 +19,7 @@ from runtime.snapdragon import emulated
 from runtime.tokenizer import Tokenizer
 
 CUSTOM_OPS_DOMAIN = "handheld"
+RUNTIME_OPS_DOMAIN = "com.microsoft"  # ONNX Runtime's own operators, which not every provider has
 _LIBRARY_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _BUILT_LIBRARY = Path(__file__).resolve().parent.parent / "build" / "ops" / f"libhandheld_ops{_LIBRARY_SUFFIX}"
 
@@ -209,7 +210,10 @@ class Sessions:
 
     def _refused(self, component: str, library: Path | None, error: Exception) -> InputError:
         sentence = f"ONNX Runtime can't load '{component}' on {self.provider.name}: {_first_line(error)}"
-        if self.package.manifest.components[component].custom_ops or CUSTOM_OPS_DOMAIN in str(error):
+        ours = [name for name in self.package.manifest.components[component].custom_ops if "." not in name]
+        if self.package.manifest.target == "cuda" and self.provider.name != "cuda":
+            sentence += ": the package is for cuda, and other providers lack some of its operators: give --ep cuda, or export it for cpu"
+        elif ours or CUSTOM_OPS_DOMAIN in str(error):
             if library is None:
                 sentence += f" (it has custom ops of '{CUSTOM_OPS_DOMAIN}': build their library with 'make kernels')"
             else:

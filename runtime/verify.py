@@ -6,7 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -21,7 +21,8 @@ from runtime.errors import CheckFailed, HandheldError, InputError, Unavailable
 from runtime.inputs import PROMPT, example_inputs, size_of
 from runtime.manifest import NAME, ComponentEntry, FileEntry, Manifest, Package, files_below, inside, sha256_of
 from runtime.pipelines.settings import Settings
-from runtime.session import CUSTOM_OPS_DOMAIN, Sessions, own_provider
+from runtime.providers import Provider, provider
+from runtime.session import CUSTOM_OPS_DOMAIN, RUNTIME_OPS_DOMAIN, Sessions, own_provider
 from runtime.snapdragon import emulated, worth_emulating
 from runtime.tokenizer import Tokenizer
 from runtime.trial import needs, picture
@@ -82,8 +83,10 @@ def check_files(path: Path, manifest: Manifest, on_bytes: Callable[[int], object
         raise CheckFailed(f"the package '{path}' is not as it was made: {'; '.join(dict.fromkeys(wrong))}. Copy or export it again")
 
 
-def check_structure(package: Package, component: str) -> None:
+def check_structure(package: Package, component: str, on: Provider | None = None) -> None:
     """That a component's graph is what the manifest says: opset, custom ops, external data, inputs and outputs.
+
+    It is loaded `on` a provider, the package's own where none is given.
 
     Errors: CheckFailed that names the component and the differences, or says why the graph does not load.
     """
@@ -91,16 +94,18 @@ def check_structure(package: Package, component: str) -> None:
     try:
         found = onnx_file.read(inside(package.path, entry.file))
         # a graph that reads what it should not is not loaded
-        problems = list(_external_problems(package, entry, found)) or [*_graph_problems(entry, found), *_port_problems(package, component)]
+        problems = list(_external_problems(package, entry, found))
+        problems = problems or [*_graph_problems(entry, found), *_port_problems(package, component, on or own_provider(package))]
     except InputError as error:
         raise CheckFailed(str(error)) from error
     if problems:
         raise CheckFailed("; ".join(f"'{component}' {problem}" for problem in problems))
 
 
-def check_picture(package: Package) -> tuple[int, int]:
+def check_picture(package: Package, on: Provider | None = None) -> tuple[int, int]:
     """Makes a picture in two steps, which refuses NaN and flat ones; returns its size. Errors: CheckFailed, InputError."""
-    height, width = picture(package, Settings.one_prompt(PROMPT, SEED, steps=SHORT_STEPS)).images.shape[1:3]
+    with Sessions(package, on or own_provider(package)) as sessions:
+        height, width = picture(sessions, Settings.one_prompt(PROMPT, SEED, steps=SHORT_STEPS)).images.shape[1:3]
     return height, width
 
 
@@ -114,8 +119,9 @@ class Agreement:
     good: bool
 
 
-def compare(first: Package, second: Package) -> Iterator[Agreement]:
-    """The same inputs through the components that both have, then one picture from the same seed through both.
+def compare(first: Package, second: Package, on: Provider | None = None) -> Iterator[Agreement]:
+    """The same inputs through the components that both have, then one picture from the same seed through both. The first one runs `on` a
+    provider, its own where none is given.
 
     Errors: InputError where they have no component in common, or one refuses the other's inputs.
     """
@@ -124,7 +130,8 @@ def compare(first: Package, second: Package) -> Iterator[Agreement]:
     if not common:
         raise InputError(f"'{first.path}' and '{second.path}' have no component in common")
     height, width = size_of(first, None, None)
-    with Sessions(first, own_provider(first), low_memory=True) as ours, Sessions(second, own_provider(second), low_memory=True) as theirs:
+    mine, other = on or own_provider(first), own_provider(second)
+    with Sessions(first, mine, low_memory=True) as ours, Sessions(second, other, low_memory=True) as theirs:
         for component in common:
             inputs = example_inputs(first, component, height, width)
             expected, actual = theirs.run(component, inputs), ours.run(component, inputs)
@@ -188,18 +195,19 @@ def _external_problems(package: Package, entry: ComponentEntry, found: onnx_file
 def _graph_problems(entry: ComponentEntry, found: onnx_file.OnnxFile) -> Iterator[str]:
     if found.opsets[""] != entry.opset:
         yield f"has opset {found.opsets['']} where the manifest says {entry.opset}"
-    custom = {f"{domain}.{name}": count for (domain, name), count in found.operators.items() if domain == CUSTOM_OPS_DOMAIN}
+    custom = {f"{domain}.{name}": count for (domain, name), count in found.operators.items()
+              if domain in (CUSTOM_OPS_DOMAIN, RUNTIME_OPS_DOMAIN)}  # fmt: skip
     recorded = {(name if "." in name else f"{CUSTOM_OPS_DOMAIN}.{name}"): count for name, count in entry.custom_ops.items()}
     if custom != recorded:
         yield f"has the custom ops {custom} where the manifest says {recorded}"
 
 
-def _port_problems(package: Package, component: str) -> Iterator[str]:
+def _port_problems(package: Package, component: str, on: Provider) -> Iterator[str]:
     entry = package.manifest.components[component]
     # what the host computes takes the place of what it reads
     read = {port.name for port in entry.host.inputs} if entry.host else set()
     inputs = (*(port for port in entry.inputs if port.name not in read), *(entry.host.outputs if entry.host else ()))
-    with Sessions(package, own_provider(package)) as sessions:
+    with Sessions(package, on) as sessions:
         session = sessions.load(component)
         for kind, ports, nodes in (("input", inputs, session.get_inputs()), ("output", entry.outputs, session.get_outputs())):
             recorded = {port.name: _described(port.dtype, port.shape) for port in ports}
@@ -217,6 +225,11 @@ def _of_graph(node: ort.NodeArg) -> str:
 def _described(dtype: str, shape: tuple[int | str | None, ...]) -> str:
     """Names of free axes don't matter to anyone who runs a graph, so they are left out."""
     return f"{dtype} [{', '.join(str(axis) if isinstance(axis, int) else '?' for axis in shape)}]"
+
+
+def _exact(found: Provider) -> Provider:
+    """The provider with float32 as float32: CUDA's rounds the operands of products to the 10 bits of TF32, where it may."""
+    return replace(found, options={**found.options, "use_tf32": "0"}) if found.name == "cuda" else found
 
 
 def _tokenizers(path: Path) -> list[str]:
@@ -245,7 +258,8 @@ def _print_parity(manifest: Manifest) -> None:
 @command
 @click.argument("package", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), help="Another package of the same checkpoint, or the checkpoint's folder.")
-def main(package: Path, against: Path | None) -> None:
+@click.option("--ep", metavar="E", help="Run the package on this execution provider.  [default: the one that it is made for]")
+def main(package: Path, against: Path | None, ep: str | None) -> None:
     """Checks a package: the hash of every file, the structure of every graph, a short run; and with --against another one."""
     manifest = read_manifest(package)
     total = sum(entry.bytes for entry in manifest.files.values())
@@ -253,8 +267,9 @@ def main(package: Path, against: Path | None) -> None:
         check_files(package, manifest, bar.update)
     click.echo(f"  ok  {len(manifest.files)} files, {total / 1e6:.1f} MB: every hash is right, nothing is missing, nothing is too much")
     opened = Package.open(package)
+    on = _exact(provider(ep) if ep else own_provider(opened))
     for name in tqdm(manifest.components, desc="loading", leave=False, disable=None):
-        check_structure(opened, name)
+        check_structure(opened, name, on)
     click.echo(f"  ok  graphs as the manifest says: {', '.join(manifest.components)}")
     names = _tokenizers(package)
     schedulers.make(manifest.scheduler)
@@ -264,14 +279,14 @@ def main(package: Path, against: Path | None) -> None:
     elif manifest.compiled and emulated() and not all(worth_emulating(manifest.components[name].macs) for name in needs(manifest)):
         click.echo("      no picture was made: the NPU is emulated here, which takes hours for a model of this size")
     else:
-        height, width = check_picture(opened)
+        height, width = check_picture(opened, on)
         click.echo(f"  ok  a picture of {width} x {height} in {SHORT_STEPS} steps: finite, and not flat")
     _print_parity(manifest)
     if against is None:
         return
     if (against / NAME).is_file():
         bad = []
-        for agreement in compare(opened, Package.open(against)):
+        for agreement in compare(opened, Package.open(against), on):
             mark = "  ok" if agreement.good else "FAIL"
             click.echo(f"{mark}  {agreement.name}: SNR {decibels(agreement.snr_db)}, largest difference {agreement.max_abs:.2g}")
             bad += [] if agreement.good else [agreement.name]
