@@ -23,7 +23,7 @@ def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--weights", help="hub, a PATH, or random[:SEED].  [default: the model's own]")
-@click.option("--target", default="portable", help="portable, cpu, nnapi, coreml, qnn, webgpu or xnnpack.")
+@click.option("--target", default="portable", help="portable, cpu, cuda, nnapi, coreml, qnn, webgpu or xnnpack.")
 @click.option("--soc", metavar="NAME", help=f"The Snapdragon that the target qnn compiles for: {', '.join(each.name for each in SOCS)}.  "
               f"[default: {DEFAULT}]")
 @click.option("--precision", help="Of the operands of products, at least: fp32, bf16 (target cpu), fp16 (qnn).  "
