@@ -10,14 +10,16 @@ from graph_passes.passes.host import split_host
 from graph_passes.plan import plan
 from runtime.errors import CheckFailed, InputError
 
-PLANNED = ("nnapi", "coreml")  # those with a table of what they take
-TARGETS = (*PLANNED, "qnn")  # static shapes only; what QNN takes its own compiler tells, when the graph is written
+WHOLE = ("nnapi", "coreml")  # take a graph whole or not at all, as their plan tells
+HOSTED = (*WHOLE, "qnn")  # have what they do not take moved to the host; what QNN takes its own compiler tells, when the graph is written
+TARGETS = (*HOSTED, "xnnpack")  # static shapes only
+BESIDE = ("cuda", "webgpu", "xnnpack")  # leave to the CPU's provider what they do not take
 ON_CPU = ("safety_checker",)  # runs once for a picture, and decides by comparisons that no accelerator has
 
 
 def target_of(component: str, target: str) -> str:
     """Whose pipeline a component goes through."""
-    return "portable" if target in TARGETS and component in ON_CPU else target
+    return "portable" if target in HOSTED and component in ON_CPU else target
 
 
 def require_static(target: str, dynamic: bool) -> None:
@@ -27,17 +29,17 @@ def require_static(target: str, dynamic: bool) -> None:
 
 
 def fit(component: str, model: ir.Model, target: str, allowed: int) -> tuple[ir.Model | None, dict[str, Any] | None]:
-    """Moves what the CPU must compute out of `model`, in place, and returns it with the plan of the rest, where there is a table to make
-    one from; nothing for other targets.
+    """Moves what the CPU must compute first out of `model`, in place, where the target asks for that, and returns it with the plan of the
+    rest, where there is a table to make one from.
 
     Errors: CheckFailed where the rest falls into more than `allowed` partitions, or nodes of it fall out where one is allowed.
     """
-    if target == "cuda":  # whose provider leaves to the CPU what it does not take, and copies
+    if target in BESIDE:
         return None, plan(model, target).summary()
-    if target_of(component, target) not in TARGETS:
+    if target_of(component, target) not in HOSTED:
         return None, None
     host = split_host(model)
-    if target not in PLANNED:
+    if target not in WHOLE:
         return host, None
     made = plan(model, target)
     if len(made.partitions) > allowed or (allowed == 1 and made.taken < made.nodes):

@@ -104,6 +104,7 @@ TARGETS = (
         "a browser with WebGPU (onnxruntime-web), or the plugin onnxruntime-ep-webgpu and a GPU with its driver",
         is_compiled=False,
         binding=WEBGPU_BINDING,
+        takes_free_axes=True,
     ),
     Target(
         "cuda",
@@ -160,6 +161,7 @@ class Plan:
             "nodes": self.nodes,
             "taken": self.taken,
             "partitions": list(self.partitions),
+            "is_compiled": target_named(self.target).is_compiled,
             "crossing_bytes": self.crossing_bytes,
             "macs": {"taken": self.macs[0], "all": self.macs[1]},
             "largest_tensor_bytes": self.largest_tensor,
@@ -248,8 +250,8 @@ def _faults(node: ir.Node, target: Target, operators: frozenset[str]) -> Iterato
     if f"{domain}:{node.op_type}" not in operators:
         yield Fault(f"{target.title} has no {node.op_type}", target.mends.get(node.op_type, ""))
         return
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]  # an output that is left out has no name
-    unknown = [value for value in values if static_shape(value) is None]
+    # an output that is left out has no name
+    unknown = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name and static_shape(value) is None]
     if unknown and not target.takes_free_axes:
         yield Fault("a shape is not made of numbers alone", "fix static shapes", f"'{unknown[0].name}' {unknown[0].shape}")
         return

@@ -28,7 +28,7 @@ from runtime.placement import predicted
 from runtime.providers import provider
 
 DEMO_PACKAGE = Path("build/demo/package")
-ACCELERATORS = ("nnapi", "coreml", "qnn")  # of phones: where they are not at hand, the package's plan is shown
+ACCELERATORS = ("nnapi", "coreml", "qnn", "xnnpack", "webgpu")  # where they are not at hand, the package's plan is shown
 PICTURES = 3  # whole pictures are timed at most this often
 MINIMUM_SNR_DB = 20.0  # half precision gives 40 and more: below this another provider does not compute the same function
 COLUMNS = ("provider", "component", "load ms", "median ms", "p90 ms", "p99 ms", "runs", "GFLOP/s", "peak MB", "vs cpu", "nodes ran on")

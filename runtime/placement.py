@@ -21,9 +21,11 @@ def predicted(manifest: Manifest, ep: str) -> str:
 def _placed(entry: ComponentEntry) -> str:
     plan = entry.plan
     assert plan is not None
-    count, megabytes = len(plan["partitions"]), plan["crossing_bytes"] / 1e6
-    borders = f", {megabytes:.1f} MB cross their borders in a run" if count != 1 or plan["taken"] < plan["nodes"] else ""
+    count, megabytes, macs = len(plan["partitions"]), plan["crossing_bytes"] / 1e6, plan.get("macs", {"taken": 0, "all": 0})
+    pieces = f" in {count} partition{'' if count == 1 else 's'}" if plan.get("is_compiled", True) else ""
+    share = f" with {100 * macs['taken'] / macs['all']:.1f} % of the multiply-accumulates" if macs["taken"] < macs["all"] else ""
+    borders = f", {megabytes:.1f} MB cross their borders in a run" if plan["crossing_bytes"] else ""
     host = f"; the CPU computes {' and '.join(port.name for port in entry.host.outputs)} first" if entry.host else ""
     context = entry.context
     binary = f", {context.bytes / 1e6:.1f} MB for {context.soc}" if context is not None else ""
-    return f"{plan['taken']} of {plan['nodes']} nodes in {count} partition{'' if count == 1 else 's'}{binary}{borders}{host}"
+    return f"{plan['taken']} of {plan['nodes']} nodes{pieces}{share}{binary}{borders}{host}"
