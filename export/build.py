@@ -15,8 +15,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from export import sizes
 from export.accelerator import fit, target_of
+from export.calibration import Measured, samples
 from export.component import Component, Parts
 from export.families import family_of
 from export.outline import put_weights
@@ -24,8 +27,12 @@ from export.package import write_component
 from export.reference import seeded_inputs
 from export.trace import trace
 from export.weights import Checkpoint, open_checkpoint
+from graph_passes.errors import GraphError
+from graph_passes.passes.half import Measure
 from graph_passes.pipelines import for_target
+from graph_passes.precision import measures
 from graph_passes.step import Pass, run
+from graph_passes.step import Step as PassStep
 from graph_passes.work import count_macs
 from runtime.errors import CheckFailed, HandheldError, InputError
 from runtime.manifest import ComponentEntry, FileEntry
@@ -43,9 +50,9 @@ class Tuning:
     memory_budget: float | None = None
     costs: str | None = None
 
-    def passes(self, target: str, at: dict[str, tuple[int, ...]] | None = None) -> tuple[Pass, ...]:
+    def passes(self, target: str, at: dict[str, tuple[int, ...]] | None = None, measure: Measure | None = None) -> tuple[Pass, ...]:
         """The pipeline of a target, for graphs that run at the input shapes `at`. Errors: GraphError."""
-        return for_target(target, precision=self.precision, budget=self.memory_budget, costs=self.costs, at=at)
+        return for_target(target, precision=self.precision, budget=self.memory_budget, costs=self.costs, at=at, measure=measure)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: S
     with _worker() as reader, _worker() as writer:
         ahead = [reader.submit(checkpoint.check_finite, name) for name in sources]
         writing: dict[str, Future[tuple[ComponentEntry, dict[str, FileEntry]]]] = {}
+        ranges: dict[str, Measured | None] = {}
         outline = checkpoint.outline()
         for name, make in order.parts(outline):
             if name not in names:
@@ -106,7 +114,8 @@ def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: S
             put_weights(model, outline)
             step(f"{name}: passes")
             shapes = _shapes(component, order.pipeline)
-            steps = run(model, order.tuning.passes(target_of(name, order.target), shapes))
+            ranges[name] = _measure(order, component)
+            steps = _rewrite(name, model, order.tuning.passes(target_of(name, order.target), shapes, ranges[name]))
             macs = sum(count_macs(model, shapes).values())
             host, plan = fit(name, model, order.target, order.allow_partitions)
             shared = bool(sizes.further(order.pipeline))
@@ -118,15 +127,31 @@ def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: S
         for size, component in sizes.components(outline, order.pipeline):
             if component.name in built:
                 step(f"{component.name}: {size[0]}x{size[1]}, batch {size[2]}")
-                built[component.name] = _with_size(order, built[component.name], size, component, outline)
+                built[component.name] = _with_size(order, built[component.name], size, component, outline, ranges[component.name])
         return built
 
 
-def _with_size(order: Order, built: Built, size: sizes.Size, component: Component, outline: Checkpoint) -> Built:
+def _measure(order: Order, component: Component) -> Measured | None:
+    """What tells the ranges of a component's values, where a pass asks for them."""
+    if not measures(order.tuning.precision, order.target):
+        return None
+    height, width, factor = (order.pipeline[key] for key in ("height", "width", "vae_scale_factor"))
+    return Measured(samples(order.work, component, height, width, factor))
+
+
+def _rewrite(name: str, model: ir.Model, passes: tuple[Pass, ...]) -> list[PassStep]:
+    try:
+        return run(model, passes)
+    except GraphError as error:
+        raise CheckFailed(f"'{name}': {error}") from error
+
+
+def _with_size(order: Order, built: Built, size: sizes.Size, component: Component, outline: Checkpoint,
+               measure: Measured | None) -> Built:
     """A component with one more graph, for another size."""
     model = trace(component, dynamic=False)
     put_weights(model, outline)
-    run(model, order.tuning.passes(target_of(component.name, order.target)))
+    _rewrite(component.name, model, order.tuning.passes(target_of(component.name, order.target), measure=measure))
     host, _ = fit(component.name, model, order.target, order.allow_partitions)
     entry, files = sizes.write_size(order.folder, built.entry, component, size, model, host)
     return Built(replace(built.entry, sizes=(*built.entry.sizes, entry)), built.files | files)

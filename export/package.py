@@ -21,6 +21,7 @@ from PIL import Image
 
 from export.component import Component
 from export.exchange import exchange
+from graph_passes.errors import GraphError
 from graph_passes.step import Step
 from runtime.errors import CheckFailed, InputError
 from runtime.manifest import NAME, ComponentEntry, FileEntry, HostEntry, Manifest, Port, files_below, sha256_of
@@ -105,10 +106,23 @@ def write_graph(folder: Path, component: str, model: ir.Model, name: str = "mode
     """Writes `<component>/<name>.onnx`, with `<name>.onnx_data` where the weights are many or `shared` by graphs for other sizes; returns
     both names, "" for no data.
 
-    Tensors are read, written and dropped one after the other. Errors: CheckFailed where ONNX's own checker refuses the graph.
+    Tensors are read, written and dropped one after the other. Errors: CheckFailed where ONNX's own checker refuses the graph, or a weight
+    cannot be converted.
     """
-    file = f"{component}/{name}.onnx"
     (folder / component).mkdir(exist_ok=True)
+    try:
+        return _written(folder, component, model, name, shared)
+    except (GraphError, ir.serde.SerdeError) as error:
+        cause: BaseException | None = error
+        while isinstance(cause, ir.serde.SerdeError):
+            cause = cause.__cause__
+        if not isinstance(cause, GraphError):
+            raise
+        raise CheckFailed(f"'{component}': {cause}") from error
+
+
+def _written(folder: Path, component: str, model: ir.Model, name: str, shared: bool) -> tuple[str, str]:
+    file = f"{component}/{name}.onnx"
     sizes = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
     if sum(sizes) > EXTERNAL_BYTES or (shared and max(sizes, default=0) >= INLINE_TENSOR_BYTES):
         data = f"{component}/{name}.onnx_data"

@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from export.reference import Arrays, Oracle, Trajectory, Walk, ask
-from export.twin import on_cpu
+from export.twin import on_cpu, twin
 from export.weights import open_checkpoint
+from graph_passes.passes.round_half import ROUND_HALF
 from runtime.cli import command
 from runtime.compare import max_abs, snr_db
 from runtime.errors import CheckFailed
@@ -26,6 +27,7 @@ from runtime.pipelines.image_to_image import image_to_image
 from runtime.pipelines.inpaint import inpaint
 from runtime.pipelines.settings import Settings
 from runtime.pipelines.text_to_image import text_to_image
+from runtime.providers import provider
 from runtime.session import Sessions, own_provider
 from runtime.tokenizer import Tokenizer
 
@@ -48,8 +50,8 @@ class Limits:
 
     @classmethod
     def of_precision(cls, precision: str) -> Limits:
-        """The limits of a package whose products have operands of that precision: FP32, or BF16."""
-        return {"fp32": FP32, "bf16": BF16}[precision]
+        """The limits of a package of that precision."""
+        return {"fp32": FP32, "bf16": BF16, "fp16": FP16, "w8": W8, "w4": W4}[precision]
 
 
 FP32 = Limits()
@@ -59,6 +61,16 @@ FP32 = Limits()
 # of a latent with its noise. Edges move by a fraction of a pixel, and there a picture may differ by its whole contrast: no limit on pixels
 # would say anything, and the score of `runtime.score` takes its place.
 BF16 = Limits(component_snr_db=30.0, step_snr_db=15.0, picture=255, sensitivity=0.1)
+# Rounding to 11 bits is off by 2^-11 / sqrt(7) of a value on average (uniform over a bit, mantissas uniform over 1 to 2): 75 dB. A U-Net or
+# a decoder rounds up to 1,000 values on the way, whose errors add up in power where no residual path dampens them: 45 dB. Guidance costs
+# its 20 dB, as in bfloat16 against steps that shrink the error of a latent with its noise.
+FP16 = Limits(component_snr_db=45.0, step_snr_db=25.0, picture=16, sensitivity=0.02)
+# In blocks of 64 normal weights the largest is 2.5 deviations, a step of n bits 2.5 / (2^(n-1) - 1), and its error step / sqrt(12): 45 dB
+# with 8 bits, 20 dB with 4. Layers' errors add up as above, where no residual path dampens them: by up to 20 dB over 100 layers. That
+# leaves 25 dB with 8 bits, and with 4 bits nothing: there the limit is what the text encoder and the decoder need for a picture of what
+# was asked for, and the score of `runtime.score` tells more.
+W8 = Limits(component_snr_db=25.0, step_snr_db=12.0, picture=255, sensitivity=0.1)
+W4 = Limits(component_snr_db=10.0, step_snr_db=3.0, picture=255, sensitivity=0.5)
 SMALL = 100_000_000  # parameters: up to here the full check takes seconds, and memory is no matter
 
 
@@ -173,11 +185,22 @@ def check_package(made: Package, oracle: Oracle, step: Callable[[str], object] =
     """Holds a package against torch: every component, then the trajectory, on the CPU, or what it is compiled for in QNN's emulator. Large
     models run with their weights mapped, so that the check needs no more memory than their activations.
 
-    `limits`: those of the package's precision where they are not given. `step` is told what begins.
+    What is found of float16 is found on its twin (see `round_half`). `limits`: those of the package's precision where they are not
+    given. `step` is told what begins.
     Errors: CheckFailed naming the component that differs.
     """
     limits = limits or Limits.of_precision(made.manifest.precision)
     large = sum(entry.parameters for entry in made.manifest.components.values()) > SMALL
+    if made.manifest.precision == "fp16" and made.manifest.target != "qnn":
+        with Sessions(made, provider("cpu"), low_memory=large) as sessions:  # that it loads and holds, as it is
+            for name, (inputs, outputs) in oracle.components.items():
+                check_component(sessions, name, inputs, outputs, limits)
+        with twin(made, (ROUND_HALF,)) as rounded:
+            return _check(rounded, oracle, step, limits, large)
+    return _check(made, oracle, step, limits, large)
+
+
+def _check(made: Package, oracle: Oracle, step: Callable[[str], object], limits: Limits, large: bool) -> Found:
     with Sessions(made, own_provider(made), low_memory=large) as sessions:
         components = {}
         for name, (inputs, outputs) in oracle.components.items():

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from export import package, qnn
 from export.accelerator import ON_CPU, require_static
 from export.build import Order, Tuning, build
+from export.calibration import record as record_inputs
 from export.context_binary import require_compiler
 from export.defaults import pipeline
 from export.estimate import UNBOUNDED_GROWTH, estimate, require
@@ -23,6 +24,7 @@ from export.sizes import check_sizes
 from export.twin import on_cpu
 from export.weights import open_checkpoint
 from graph_passes.errors import GraphError
+from graph_passes.precision import measures
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package
 from runtime.snapdragon import DEFAULT, soc
@@ -96,6 +98,8 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         total = (4 if check == "none" else 6 + 2 * len(names)) + compiled
         with tqdm(total=total, desc="export", unit="step") as bar:
             step = partial(_begin, bar)
+            if measures(request.precision, request.target):
+                record_inputs(checkpoint, defaults, parameters > SMALL, staging.work, step)
             built = build(order, checkpoint, step)
             step("manifest")
             package.copy_files(staging.package, checkpoint.files)
@@ -110,9 +114,10 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             oracle = None if check == "none" else ask(checkpoint, defaults, check, staging.work, step)
             if oracle is not None:
                 # what is compiled later is float32 until then
-                record(Package.open(staging.package), oracle, step, None if chip is None else FP32)
+                limits = Limits.of_precision(request.precision) if chip is None else FP32
+                record(Package.open(staging.package), oracle, step, limits)
                 with on_cpu(Package.open(staging.package)) as runnable:
-                    check_sizes(runnable, checkpoint, step)
+                    check_sizes(runnable, checkpoint, step, limits=limits)
             if chip is not None:
                 made = qnn.compile_package(Package.open(staging.package), chip, request.allow_partitions, staging.work, step)
                 if oracle is not None:

@@ -24,7 +24,8 @@ Measure = Callable[[ir.Model], Ranges]  # ... as a graph computes them on real i
 
 LARGEST = 65504.0
 MARGIN = 4.0  # other prompts, seeds and sizes than those that were measured reach further
-CASTS_PER_NODE = 0.05  # what a graph may have beyond those of its inputs and outputs: each is a pass over memory for no arithmetic
+# What a graph may have beyond one for each input and output, each being a pass over memory for no arithmetic: of its nodes, but at least
+CASTS_PER_NODE, FEWEST_CASTS = 0.05, 8
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 SINUSOIDS = ("Sin", "Cos")
 HEAVY = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
@@ -54,10 +55,10 @@ def to_half(model: ir.Model, measure: Measure | None = None) -> Outcome:
     floats = [node for node in graph if any(value.dtype == FLOAT for value in node.outputs)]
     _convert(graph, single, opset)
     casts, ports = count_casts(model), len(graph.inputs) + len(graph.outputs)
-    budget = ports + round(CASTS_PER_NODE * len(floats))
+    budget = ports + max(FEWEST_CASTS, round(CASTS_PER_NODE * len(floats)))
     if casts > budget:
-        raise GraphError(f"In float16 the graph needs {casts} casts, where {budget} are allowed ({ports} for its inputs and outputs and "
-                         f"{CASTS_PER_NODE:.0%} of its {len(floats)} nodes): too many of its values overflow. Take fp32 for it.")
+        raise GraphError(f"In float16 the graph needs {casts} casts, where {budget} are allowed ({ports} for its inputs and outputs, "
+                         f"{budget - ports} for its {len(floats)} nodes): too many of its values overflow. Take fp32 for it.")
     notes = (f"{casts} casts of at most {budget}; {len(single)} of {len(floats)} nodes in float32, {len(single) - len(reasons)} of them to "
              "save casts" + ("" if measure else "; no ranges were measured"),)
     return Outcome(len(floats) - len(single), notes, tuple(f"{node.op_type} '{node.name}': {why}" for node, why in reasons.items()))
@@ -74,9 +75,11 @@ def _reasons(graph: ir.Graph, ranges: Ranges, opset: int) -> dict[ir.Node, str]:
     reasons: dict[ir.Node, str] = {}
     for node in graph:
         for value in (*node.inputs, *node.outputs):
-            peak = max(map(abs, ranges.get(value.name or "", (0.0, 0.0)))) if value is not None and value.dtype == FLOAT else 0.0
-            if not peak <= LARGEST / MARGIN:  # NaN too
-                reasons.setdefault(node, f"'{value.name}' reaches {peak:.3g}")  # type: ignore[union-attr]
+            if value is None or value.dtype != FLOAT or value.name is None or value.name not in ranges:
+                continue
+            peak = max(map(abs, ranges[value.name]))
+            if not peak <= LARGEST / (1.0 if is_constant(value) else MARGIN):  # NaN too
+                reasons.setdefault(node, f"'{value.name}' reaches {peak:.3g}")
         if is_standard(node, *SINUSOIDS):
             above = list(_above(node))
             if not any(is_standard(each, *HEAVY) for each in above):
@@ -129,12 +132,12 @@ def _casts(value: ir.Value, single: Collection[ir.Node], opset: int) -> int:
 
 
 def _absorb(graph: ir.Graph, single: set[ir.Node], opset: int) -> None:
-    """Takes nodes between those of float32 into float32 too, as long as that saves casts."""
+    """Takes nodes between those of float32 into float32 too, as long as that saves casts and costs no weights of twice the size."""
     changed = True
     while changed:
         changed = False
         for node in graph:
-            if node in single or not any(value.dtype == FLOAT for value in node.outputs):
+            if node in single or is_standard(node, *HEAVY) or not any(value.dtype == FLOAT for value in node.outputs):
                 continue
             values = {value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype == FLOAT}
             around = [value for value in values if not is_constant(value)]
