@@ -389,7 +389,7 @@ def test_a_fault_is_seen(traced: Callable[..., Traced], op_type: str, attribute:
     graph = traced("vae_decoder", "dynamic")
     model = graph.model()
     run(model, CUDA)
-    node = next(each for each in model.graph if each.op_type == op_type)
+    node = next(each for each in model.graph if each.op_type == op_type and each.attributes[attribute].value != value)
     node.attributes[attribute] = ir.convenience.convert_attribute(attribute, value)
     with pytest.raises(AssertionError):
         hold_against_torch(model, graph, 100)
