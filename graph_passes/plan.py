@@ -12,7 +12,7 @@ import math
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from graph_passes.passes.functions import INLINE_FUNCTIONS
 from graph_passes.passes.shapes import INFER_SHAPES, without_weights
 from graph_passes.passes.static_shapes import parse_shapes, static_shapes
 from graph_passes.step import run
-from graph_passes.values import DEFAULT_DOMAINS, static_shape
+from graph_passes.values import DEFAULT_DOMAINS, is_constant, is_standard, static_shape
 from graph_passes.work import Uncounted, macs_of
 
 TABLES = Path(usability_checker.__file__).parent
@@ -181,7 +181,8 @@ def plan(model: ir.Model, target: str) -> Plan:
     found = target_named(target)
     operators = table(found.operators) if isinstance(found.operators, str) else found.operators
     nodes = list(model.graph)
-    faults = {node: tuple(_faults(node, found, operators)) for node in nodes}
+    sizes = _size_nodes(nodes)
+    faults = {node: tuple(_faults(node, found, operators, node in sizes)) for node in nodes}
     taken = [node for node in nodes if not faults[node]]
     groups = partitions(nodes, set(taken))
     place = {node: number for number, group in enumerate(groups, 1) for node in group}
@@ -245,17 +246,28 @@ def partitions(nodes: Iterable[ir.Node], taken: set[ir.Node]) -> list[list[ir.No
     return [group for group in groups if group]
 
 
-def _faults(node: ir.Node, target: Target, operators: frozenset[str]) -> Iterator[Fault]:
+def _size_nodes(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """What computes on the sizes of tensors alone, and is gone once these are numbers."""
+    found: set[ir.Node] = set()
+    for node in nodes:
+        sources = [value for value in node.inputs if value is not None and not is_constant(value)]
+        if is_standard(node, "Shape") or (sources and all(value.producer() in found for value in sources)):
+            found.add(node)
+    return found
+
+
+def _faults(node: ir.Node, target: Target, operators: frozenset[str], is_of_sizes: bool) -> Iterator[Fault]:
     domain = "ai.onnx" if node.domain in DEFAULT_DOMAINS else node.domain
     if f"{domain}:{node.op_type}" not in operators:
-        yield Fault(f"{target.title} has no {node.op_type}", target.mends.get(node.op_type, ""))
+        yield Fault(f"{target.title} has no {node.op_type}", "fix static shapes" if is_of_sizes else target.mends.get(node.op_type, ""))
         return
     # an output that is left out has no name
     unknown = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name and static_shape(value) is None]
     if unknown and not target.takes_free_axes:
         yield Fault("a shape is not made of numbers alone", "fix static shapes", f"'{unknown[0].name}' {unknown[0].shape}")
         return
-    yield from target.limits(node)
+    for fault in target.limits(node):
+        yield replace(fault, mend="fix static shapes") if is_of_sizes else fault
 
 
 def _crossing_bytes(places: dict[ir.Node, int]) -> int:
@@ -323,6 +335,9 @@ def _percent(part: int, whole: int) -> str:
 def main(source: Path, target: str, static: tuple[str, ...], report: Path | None, debug: bool) -> None:
     """Says how a target would take MODEL.onnx: in how many partitions, what falls out and why, and which pass would mend it."""
     try:
+        if report is not None and not report.absolute().parent.is_dir():
+            raise GraphError(f"There is no folder {report.absolute().parent} to write {report.name} into.")
+        known = target_named(target)
         model = load(source)
         shapes = parse_shapes(static)
         run(model, (INLINE_FUNCTIONS, LIFT_CONSTANTS, *([static_shapes(shapes)] if shapes else []), INFER_SHAPES))
@@ -333,6 +348,12 @@ def main(source: Path, target: str, static: tuple[str, ...], report: Path | None
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     click.echo(text(made))
+    free = [str(value.name) for value in model.graph.inputs if static_shape(value) is None]
+    if free and not known.takes_free_axes:
+        click.echo(f"{known.title} takes static shapes only: fix those of {', '.join(free)} with --static to see what else falls out.")
+    elif any(fault.mend for refusal in made.refusals for fault in refusal.faults):
+        call = " ".join(["python -m graph_passes", str(source), "OUT.onnx --target", target, *(f"--static {each}" for each in static)])
+        click.echo(f"'{call}' runs the passes that are named.")
     if report is not None:
         refused = [
             {"node": each.node, "operator": each.op_type, "faults": [asdict(fault) for fault in each.faults]} for each in made.refusals

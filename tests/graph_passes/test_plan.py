@@ -207,6 +207,27 @@ def test_the_command_prints_and_writes_the_plan(tmp_path: Path) -> None:
     assert written["checker"] == {"taken": 2, "partitions": 2}
 
 
+def test_the_command_says_what_to_do_next(tmp_path: Path) -> None:
+    body = "t = Shape(x) i = Gather(t, first) n = Unsqueeze(i, first) s = Concat <axis=0> (n, last) r = Reshape(x, s) y = Erf(r)"
+    file = tmp_path / "model.onnx"
+    model = graph(body, "float[N,3,4] x", initializers="int64[1] first = {0}, int64[1] last = {-1}")
+    model.graph.outputs[0].shape = ir.Shape([None, None])
+    ir.save(model, file)
+    arguments = [str(file), "--target", "nnapi"]
+    result = CliRunner().invoke(main, arguments)
+    # what computes sizes is gone with the free axes, though it is of integers, which the host would take
+    assert "1 x Shape: NNAPI has no Shape: 'fix static shapes' mends it" in result.output
+    assert "move to the host" not in result.output
+    assert result.output.endswith("NNAPI takes static shapes only: fix those of x with --static to see what else falls out.\n")
+    result = CliRunner().invoke(main, [*arguments, "--static", "x=2x3x4"])
+    assert "1 x Erf: NNAPI has no Erf: 'approximate GELU' mends it" in result.output
+    assert result.output.endswith(
+        f"'python -m graph_passes {file} OUT.onnx --target nnapi --static x=2x3x4' runs the passes that are named.\n"
+    )
+    result = CliRunner().invoke(main, [*arguments, "--json", str(tmp_path / "missing" / "plan.json")])
+    assert (result.exit_code, result.output) == (2, f"error: There is no folder {tmp_path / 'missing'} to write plan.json into.\n")
+
+
 def test_a_target_without_a_table_is_refused(tmp_path: Path) -> None:
     *most, last = (each.name for each in plans.TARGETS)
     sentence = f"There is no table of what 'cpu' takes. There is one for {', '.join(most)} and {last}."
