@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.contrib.nodes import DOMAIN
+from graph_passes.contrib.quantized import dequantize_linear, matmul_nbits, quantize_linear
 from graph_passes.errors import GraphError
 from graph_passes.norms import scaled, standardized
 from graph_passes.rule import emit, emit_constant
@@ -173,6 +174,9 @@ DEFINITIONS: dict[str, Callable[[ir.Node], dict[int, ir.Value]]] = {
     "BiasAdd": _bias_add,
     "NhwcConv": _nhwc_conv,
     "MultiHeadAttention": _multi_head_attention,
+    "MatMulNBits": matmul_nbits,
+    "QuantizeLinear": quantize_linear,
+    "DequantizeLinear": dequantize_linear,
     "SkipLayerNormalization": _skip_layer_norm,
 }
 EXPAND_CONTRIB = Pass("expand com.microsoft", expand)

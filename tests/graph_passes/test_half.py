@@ -17,6 +17,7 @@ from graph_passes.step import run
 
 # Two roundings to 11 bits on the way of every product and sum, in graphs of at most 12 operators: 75 dB - 10 log10(24)
 ROUNDED_DB = 60.0
+KINDS = {"f": "float", "i": "int64"}
 ATTENTION = """
     q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
     turned = Transpose<perm = [0, 2, 1]>(k)
@@ -40,7 +41,8 @@ def weight(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
 
 
 def with_weights(body: str, inputs: str, **weights: np.ndarray) -> ir.Model:
-    model = graph(body, f"{inputs}, " + ", ".join(f"float{list(array.shape)} {name}" for name, array in weights.items()))
+    declared = ", ".join(f"{KINDS[array.dtype.kind]}{list(array.shape)} {name}" for name, array in weights.items())
+    model = graph(body, f"{inputs}, {declared}")
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)
         value.const_value = ir.tensor(weights[str(value.name)], name=value.name)
@@ -172,7 +174,8 @@ def test_what_has_no_float16_and_what_takes_either_type() -> None:
 
 def test_too_many_casts_are_refused() -> None:
     """Every second product overflows, and the weights of the others are worth their casts: so many that nothing would be gained."""
-    body = " ".join(f"h{index} = MatMul({'x' if index == 0 else f's{index - 1}'}, w) s{index} = Mul(h{index}, small)" for index in range(11))
+    links = [f"h{index} = MatMul(s{index - 1}, w) s{index} = Mul(h{index}, small)" for index in range(11)]
+    body = " ".join(links).replace("s-1", "x")
     model = with_weights(f"{body} y = MatMul(s10, w)", "float[1,4] x", w=weight(4, 4), small=np.array([1e-3], np.float32))
     ranges = {f"h{index}": (0.0, 1e5 if index % 2 else 1.0) for index in range(11)}
     with pytest.raises(GraphError, match=r"In float16 the graph needs \d+ casts, where 10 are allowed \(2 for its inputs and outputs, "

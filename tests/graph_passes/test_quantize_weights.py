@@ -9,12 +9,14 @@ import pytest
 from graphs import feed, run_in_double, run_in_runtime
 from test_half import weight, with_weights
 
+from graph_passes.contrib.expand import expand
 from graph_passes.errors import GraphError
 from graph_passes.passes.names import NAME_NODES
 from graph_passes.passes.quantize_weights import best_scales, quantize_weights, rounded
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.pipelines import for_target
 from graph_passes.step import Step, run
+from graph_passes.work import count_macs
 
 
 def quantized(model: ir.Model, bits: int, four_bit_convolutions: bool = True) -> Step:
@@ -156,3 +158,18 @@ def test_what_a_target_does_not_have_is_one_sentence() -> None:
     for target, precision, has in (("cpu", "w8", "fp32, bf16"), ("nnapi", "fp16", "fp32"), ("coreml", "w4", "fp32, fp16")):
         with pytest.raises(GraphError, match=f"The target '{target}' does not have the precision '{precision}': it has {has}."):
             for_target(target, precision=precision)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_definition_in_standard_operators_computes_the_same(bits: int) -> None:
+    """What counts the work of a graph, and stands in where a provider has no such kernels."""
+    model = with_weights("a = MatMul(x, w) t = Reshape(a, sizes) y = Conv(t, f)", "float[4,64] x", w=weight(64, 128),
+                         sizes=np.array([1, 32, 4, 4]), f=weight(16, 32, 3, 3))
+    feeds = feed(model)
+    quantized(model, bits)
+    expected = run_in_runtime(model, feeds)[0]
+    assert sum(count_macs(model, {"x": (4, 64)}).values()) == 4 * 64 * 128 + 16 * 32 * 9 * 4
+    assert expand(model) == (1 if bits == 8 else 2)
+    got = run_in_runtime(model, feeds)[0]
+    error = np.square(got - expected).sum() / np.square(expected).sum()
+    assert error < (1e-10 if bits == 8 else 1e-4)  # with 4 bits the kernel rounds activations to 8
