@@ -70,7 +70,8 @@ def _work_of(node: ir.Node, weights: Container[ir.Value | None]) -> tuple[str, i
         return kind, math.prod(_shape(node, node.outputs[0])) * inner
     if node.op_type in ("FlashAttention", "PartialSoftmaxAttention", "MultiHeadAttention"):
         # queries [batch, queries, channels], keys likewise; packed: [batch, tokens, heads, 3, dim], and keys with values [.., 2, dim]
-        queries, keys = _shape(node, node.inputs[0]), _shape(node, node.inputs[1] or node.inputs[0])
+        queries = _shape(node, node.inputs[0])
+        keys = _shape(node, next((value for value in node.inputs[1:2] if value is not None), node.inputs[0]))
         channels = queries[2] * (queries[4] if len(queries) == 5 else 1)
         return "attention", 2 * queries[0] * queries[1] * keys[1] * channels
     return None

@@ -55,7 +55,7 @@ class _Twins:
         elif not any(value in self.of for value in node.inputs):
             return
         elif is_standard(node, *ONE_INPUT):
-            twin = self._made(node, [self.of.get(value) if value else None for value in node.inputs[:1]] + list(node.inputs[1:]))
+            twin = self._made(node, [self._twin(operands(node)[0], node), *node.inputs[1:]])
         elif is_standard(node, *TWO_INPUTS):
             twin = self._elementwise(node)
         elif is_standard(node, "Concat") and integer(node, "axis", 0) in (1, 1 - len(dimensions(node.outputs[0]) or ())):

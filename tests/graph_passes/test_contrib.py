@@ -28,6 +28,7 @@ from graph_passes.passes.half import half
 from graph_passes.passes.names import NAME_NODES
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.pipelines import CUDA
+from graph_passes.plan import plan
 from graph_passes.step import Pass, run
 
 if TYPE_CHECKING:
@@ -153,6 +154,36 @@ def test_self_attention_is_packed(biased: bool) -> None:
     assert ops(model) == {"MatMul": 1, "Reshape": 1, "MultiHeadAttention": 1, **({"Add": 1} if biased else {})}
     node = next(each for each in model.graph if each.domain == DOMAIN)
     assert [str(value.shape) for value in node.inputs if value] == ["[N,M,2,3,4]"]
+
+
+def test_the_plan_counts_packed_attention() -> None:
+    layers = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)"
+    constants = ", ".join([HEADS, *(weights(f"w{each}", 6, 8) for each in "qkv")])
+    model = graph(layers + PLAIN, "float[2,5,6] x", initializers=constants)
+    run(model, BOTH)
+    made = plan(model, "cuda")
+    assert (made.taken, made.refusals) == (3, ())
+    assert made.macs == (2 * 5 * 6 * 24 + 2 * 2 * 5 * 5 * 8,) * 2  # the packed product; q k' and the weights times v
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "why"),
+    [
+        ("y = com.microsoft.BiasAdd(x, b, x)", "float[1,2,8] x, float[8] b", "it has 8 channels, not 320, 640 or 1280"),
+        ("y = com.microsoft.GroupNorm <groups=8, activation=0> (x, b, b)", "float[1,2,2,8] x, float[8] b",
+         "its groups have an odd number of channels, or more than 512"),
+        ("y = com.microsoft.GroupNorm <groups=2, activation=0, channels_last=0> (x, b, b)", "float[1,8,2,4] x, float[8] b",
+         "the channels are not its last axis"),
+        ("y = com.microsoft.GroupNorm <groups=2, activation=0> (x, b, b)", "float16[1,2,2,8] x, float16[8] b",
+         "gamma and beta are not float32"),
+        ("y = com.microsoft.Inverse(x)", "float[2,2] x", "CUDA has no Inverse"),
+        ("y = ArgMax(x)", "int32[2,2] x", "the first input is INT32"),
+    ],
+)  # fmt: skip
+def test_what_the_plan_says_of_nodes_that_cuda_does_not_take(body: str, inputs: str, why: str) -> None:
+    text = f'<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1]> g ({inputs}) => (float[a] y) {{ {body} }}'
+    (refusal,) = plan(ir.from_onnx_text(text), "cuda").refusals
+    assert [fault.why for fault in refusal.faults] == [why]
 
 
 def test_keys_and_values_of_one_tensor_are_packed() -> None:
