@@ -24,7 +24,7 @@ from export.component import Component, Parts
 from export.families import family_of
 from export.outline import put_weights
 from export.package import write_component
-from export.reference import seeded_inputs
+from export.reference import QUICK_SIDE, seeded_inputs
 from export.trace import trace
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.errors import GraphError
@@ -135,8 +135,9 @@ def _measure(order: Order, component: Component) -> Measured | None:
     """What tells the ranges of a component's values, where a pass asks for them."""
     if not measures(order.tuning.precision, order.target):
         return None
-    height, width, factor = (order.pipeline[key] for key in ("height", "width", "vae_scale_factor"))
-    return Measured(samples(order.work, component, height, width, factor))
+    height, width, factor, dynamic = (order.pipeline[key] for key in ("height", "width", "vae_scale_factor", "dynamic"))
+    side = QUICK_SIDE if dynamic else max(height, width)
+    return Measured(samples(order.work, component, min(height, side), min(width, side), factor))
 
 
 def _rewrite(name: str, model: ir.Model, passes: tuple[Pass, ...]) -> list[PassStep]:

@@ -96,13 +96,15 @@ def _listen(pipeline: Any, seen: dict[str, list[Arrays]]) -> None:
 
 
 def samples(work: Path, component: Component, height: int, width: int, factor: int) -> list[Arrays]:
-    """The recorded inputs of a component; seeded ones where no trajectory runs it."""
+    """The recorded inputs of a component, and seeded ones, which lie further out: the check feeds their like."""
     path = work / "samples" / f"{component.name}.npz"
-    if not path.is_file():
-        return [seeded_inputs(component, height, width, factor)]
+    seeded = seeded_inputs(component, height, width, factor)
+    if not path.is_file():  # no trajectory runs it
+        return [seeded]
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in component.example_inputs}
-    return [{name: np.asarray(array[index]) for name, array in arrays.items()} for index in range(len(next(iter(arrays.values()))))]
+    recorded = [{name: np.asarray(array[index]) for name, array in arrays.items()} for index in range(len(next(iter(arrays.values()))))]
+    return [*recorded, seeded]
 
 
 # --- the ranges ----------------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from graph_passes.passes.half import Measure, half
-from graph_passes.passes.masks import BOUND_MASKS
+from graph_passes.passes.masks import bound_masks
 from graph_passes.passes.names import NAME_NODES
+from graph_passes.passes.quantize_static import quantize_static
 from graph_passes.passes.quantize_weights import quantize_weights
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.step import Pass
@@ -13,7 +14,7 @@ from graph_passes.step import Pass
 # float32 alone (and computes in half by itself where it is told to), CoreML's has no DequantizeLinear, and ours for the CPU are float32 and
 # bfloat16. QNN's compiler makes float16 of float32 itself.
 PRECISIONS: dict[str, tuple[str, ...]] = {
-    "portable": ("fp32", "fp16", "w8", "w4"),
+    "portable": ("fp32", "fp16", "w8", "w4", "a16w8"),
     "cpu": ("fp32", "bf16"),
     "coreml": ("fp32", "fp16"),
     "qnn": ("fp16",),
@@ -26,13 +27,15 @@ FOUR_BIT_CONVOLUTIONS = ("portable",)  # WebGPU's provider has no com.microsoft.
 
 def measures(precision: str, target: str) -> bool:
     """Whether a pass asks for the ranges of a graph's values."""
-    return precision == "fp16" and target != "qnn"
+    return precision == "a16w8" or (precision == "fp16" and target != "qnn")
 
 
 def lowered(precision: str, target: str, measure: Measure | None) -> tuple[Pass, ...]:
     """The passes of a precision. `measure` tells the ranges of a graph's values, where a choice is made by them."""
-    if measures(precision, target):
-        return (BOUND_MASKS, REMOVE_UNUSED, half(measure), REMOVE_UNUSED, NAME_NODES)
+    if precision == "a16w8":
+        return (bound_masks(-100.0), REMOVE_UNUSED, quantize_static(measure), REMOVE_UNUSED, NAME_NODES)
+    if precision == "fp16" and target != "qnn":
+        return (bound_masks(-1e4), REMOVE_UNUSED, half(measure), REMOVE_UNUSED, NAME_NODES)
     if precision in BITS:
         return (quantize_weights(BITS[precision], target in FOUR_BIT_CONVOLUTIONS), REMOVE_UNUSED, NAME_NODES)
     return ()

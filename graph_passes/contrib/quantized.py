@@ -31,12 +31,13 @@ def _matrix(codes: ir.Value | None, scales: ir.Value | None, bits: int, rows: in
 
 
 def quantize_linear(node: ir.Node) -> dict[int, ir.Value]:
-    """min(max(round(x / scale) + zero, 0), 2^n - 1), as a float."""
+    """min(max(round(x / scale) + zero, 0), 2^n - 1)."""
     x, scale, zero = node.inputs
-    divided = emit(node, "Div", [x, scale], suffix="_steps")
-    code = emit(node, "Add", [emit(node, "Round", [divided], suffix="_rounded"), _number(node, zero)], suffix="_code")
-    limits = [emit_constant(node, np.array(limit, np.float32)) for limit in (0.0, LARGEST[zero.dtype])]  # type: ignore[index,union-attr]
-    return {0: emit(node, "Clip", [code, *limits], suffix="_clipped")}
+    assert zero is not None and zero.dtype is not None
+    steps = emit(node, "Round", [emit(node, "Div", [x, scale], suffix="_divided")], suffix="_steps")
+    code = emit(node, "Add", [steps, _number(node, zero)], suffix="_code")
+    limits = [emit_constant(node, np.array(limit, np.float32)) for limit in (0.0, LARGEST[zero.dtype])]
+    return {0: emit(node, "Cast", [emit(node, "Clip", [code, *limits], suffix="_clipped")], {"to": int(zero.dtype)}, "_integer")}
 
 
 def dequantize_linear(node: ir.Node) -> dict[int, ir.Value]:
@@ -44,12 +45,14 @@ def dequantize_linear(node: ir.Node) -> dict[int, ir.Value]:
     codes, scale, zero = [*node.inputs, None][:3]
     if is_constant(codes):
         shape = tuple(codes.const_value.shape.numpy())  # type: ignore[union-attr]
-        return {0: _weight(node, functools.partial(_rows, codes, scale), shape)}
-    return {0: emit(node, "Mul", [emit(node, "Sub", [codes, _number(node, zero)], suffix="_centred"), scale], suffix="_value")}
+        return {0: _weight(node, functools.partial(_rows, codes, scale, constant(zero)), shape)}
+    number = emit(node, "Cast", [codes], {"to": int(ir.DataType.FLOAT)}, "_number")
+    return {0: emit(node, "Mul", [emit(node, "Sub", [number, _number(node, zero)], suffix="_centred"), scale], suffix="_value")}
 
 
-def _rows(codes: ir.Value, scales: ir.Value | None) -> ir.Tensor:
+def _rows(codes: ir.Value, scales: ir.Value | None, zero: np.ndarray | None) -> ir.Tensor:
     numbers, factors = (value.const_value.numpy().astype(np.float32) for value in (codes, scales))  # type: ignore[union-attr]
+    numbers = numbers - (0 if zero is None else zero.astype(np.float32))
     return ir.Tensor(numbers * factors.reshape(-1, *[1] * (numbers.ndim - 1)))
 
 

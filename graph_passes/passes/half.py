@@ -8,7 +8,7 @@ which came within MARGIN of that end on measured trajectories stay in float32, a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import onnx
@@ -80,25 +80,24 @@ def _reasons(graph: ir.Graph, ranges: Ranges, opset: int) -> dict[ir.Node, str]:
             peak = max(map(abs, ranges[value.name]))
             if not peak <= LARGEST / (1.0 if is_constant(value) else MARGIN):  # NaN too
                 reasons.setdefault(node, f"'{value.name}' reaches {peak:.3g}")
-        if is_standard(node, *SINUSOIDS):
-            above = list(_above(node))
-            if not any(is_standard(each, *HEAVY) for each in above):
-                for each in above:
-                    reasons.setdefault(each, "float16 is too coarse for the argument of a sine")
+        for each in sine_arguments(node):
+            reasons.setdefault(each, "float16 is too coarse for the argument of a sine")
         if not all(_half_port(node, index, opset, output=True) for index, value in enumerate(node.outputs) if value.dtype == FLOAT):
             reasons.setdefault(node, "the operator has no float16")
     return {node: reasons[node] for node in graph if node in reasons and any(value.dtype == FLOAT for value in node.outputs)}
 
 
-def _above(node: ir.Node) -> Iterator[ir.Node]:
-    """The node and all that it is computed from."""
-    found, open_ = {node}, [node]
+def sine_arguments(node: ir.Node) -> list[ir.Node]:
+    """A sine or a cosine of the timestep, and all that it is computed from; nothing for other nodes."""
+    if not is_standard(node, *SINUSOIDS):
+        return []
+    found = open_ = [node]
     while open_:
-        current = open_.pop()
-        yield current
-        new = {producer for value in current.inputs if value is not None and (producer := value.producer()) is not None} - found
-        found |= new
-        open_ += new
+        values = (value for each in open_ for value in each.inputs if value is not None)
+        producers = dict.fromkeys(producer for value in values if (producer := value.producer()) is not None)
+        open_ = [producer for producer in producers if producer not in found]
+        found = found + open_
+    return [] if any(is_standard(each, *HEAVY) for each in found) else found
 
 
 def _half_port(node: ir.Node, index: int, opset: int, output: bool = False) -> bool:

@@ -13,6 +13,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from graph_passes.extract import extracted
+from graph_passes.passes.constants import QUANTIZATION
 from graph_passes.passes.unused import remove_unused
 from graph_passes.values import is_constant, is_standard, static_shape
 
@@ -66,6 +67,8 @@ def _host_nodes(graph: ir.Graph) -> list[ir.Node]:
 def _needs_host(node: ir.Node) -> bool:
     if is_standard(node, "Sin", "Cos", "OneHot"):
         return True
+    if node.op_type in QUANTIZATION:  # the integers of an accelerator
+        return False
     if is_standard(node, "Gather", "GatherND") and not is_constant(node.inputs[1]):
         return True
     values = [value for value in node.inputs if value is not None and not is_constant(value)]

@@ -98,7 +98,7 @@ def _product(node: ir.Node, weight: ir.Value, shape: tuple[int, ...], bits: int)
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     packed = (columns, blocks, block * bits // 8)
-    codes, scales = _quantized(graph, weight, arrange, bits, columns * blocks, pack, packed, ir.DataType.UINT8)
+    codes, scales = quantized(graph, weight, arrange, bits, (columns * blocks,), pack, packed, ir.DataType.UINT8)
     # activations of 8 bits cost 45 dB, of which weights of 4 bits show nothing, and are twice as fast
     attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block, **({"accuracy_level": 4} if bits == 4 else {})}
     output = node.outputs[0]
@@ -115,13 +115,13 @@ def _filters(node: ir.Node, weight: ir.Value, shape: tuple[int, ...], bits: int)
     assert isinstance(graph, ir.Graph)
     if bits == 8:
         rows = shape[0]
-        codes, scales = _quantized(graph, weight, lambda array: array.reshape(rows, -1), 8, rows, lambda codes: codes.reshape(shape), shape,
-                                   ir.DataType.INT8)
+        codes, scales = quantized(graph, weight, lambda array: array.reshape(rows, -1), 8, (rows,), lambda codes: codes.reshape(shape),
+                                  shape, ir.DataType.INT8)
         return _typed(emit(node, "DequantizeLinear", [codes, scales], {"axis": 0}, suffix="_filters"), weight)
     block = _block(math.prod(shape[1:]))
     rows = math.prod(shape) // block
-    codes, scales = _quantized(graph, weight, lambda array: array.reshape(rows, block), 4, rows, lambda codes: codes, (rows, block),
-                               ir.DataType.INT4)
+    codes, scales = quantized(graph, weight, lambda array: array.reshape(rows, block), 4, (rows,), lambda codes: codes, (rows, block),
+                              ir.DataType.INT4)
     flat = insert(node, "DequantizeLinear", [codes, scales], {"axis": 0}, f"{node.name}_codes").outputs[0]
     flat.type, flat.shape = weight.type, ir.Shape((rows, block))
     target = add_initializer(graph, ir.tensor(np.array(shape, np.int64)), f"{weight.name}.shape")
@@ -137,7 +137,7 @@ def _embedding(node: ir.Node, weight: ir.Value, shape: tuple[int, ...]) -> None:
     """Gather(table, ids) -> Cast(Gather(codes, ids)) * Gather(scales, ids): a scale to each row."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    codes, scales = _quantized(graph, weight, lambda array: array, 8, shape[0], lambda codes: codes, shape, ir.DataType.INT8, column=True)
+    codes, scales = quantized(graph, weight, lambda array: array, 8, (shape[0], 1), lambda codes: codes, shape, ir.DataType.INT8)
     ids, output = node.inputs[1], node.outputs[0]
     looked_up = emit(node, "Gather", [codes, ids], suffix="_codes")
     looked_up.type, looked_up.shape = ir.TensorType(ir.DataType.INT8), output.shape
@@ -166,10 +166,9 @@ def _replace(node: ir.Node, result: ir.Value) -> None:
 # --- the numbers ---------------------------------------------------------------------------------------------------------------------
 
 
-def _quantized(graph: ir.Graph, weight: ir.Value, arrange: Callable[[np.ndarray], np.ndarray], bits: int, rows: int,
-               pack: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], dtype: ir.DataType,
-               column: bool = False) -> tuple[ir.Value, ir.Value]:
-    """Initializers for the codes, `pack`ed to `shape`, and for the scales of a weight that `arrange` puts into rows, one scale each."""
+def quantized(graph: ir.Graph, weight: ir.Value, arrange: Callable[[np.ndarray], np.ndarray], bits: int, many: tuple[int, ...],
+              pack: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
+    """Initializers for the codes of a weight, `pack`ed to `shape`, and for the scales, `many`: one for each row that `arrange` makes."""
     source = weight.const_value
     assert source is not None
 
@@ -182,11 +181,10 @@ def _quantized(graph: ir.Graph, weight: ir.Value, arrange: Callable[[np.ndarray]
         return ir.Tensor(np.ascontiguousarray(pack(rounded(arrange(source.numpy()), scales(), bits))).astype(dtype.numpy()), dtype=dtype)
 
     def written() -> ir.Tensor:
-        return ir.Tensor(scales()[:, None] if column else scales())
+        return ir.Tensor(scales().reshape(many))
 
-    many = ir.Shape((rows, 1) if column else (rows,))
     return (add_initializer(graph, ir.LazyTensor(codes, dtype, ir.Shape(shape)), f"{weight.name}.codes"),
-            add_initializer(graph, ir.LazyTensor(written, ir.DataType.FLOAT, many), f"{weight.name}.scales"))
+            add_initializer(graph, ir.LazyTensor(written, ir.DataType.FLOAT, ir.Shape(many)), f"{weight.name}.scales"))
 
 
 def best_scales(rows: np.ndarray, bits: int) -> np.ndarray:

@@ -1,0 +1,175 @@
+"""Every activation -> DequantizeLinear(QuantizeLinear(activation)) in 16 bits, every weight -> DequantizeLinear of 8 bits: the QDQ form
+
+Runtimes that compute in integers, QNN's above all, read it as what their operators take and give; others compute in float32 what stands
+there. An activation between a and b (0 among them) is round((x - a) / s), s = (b - a) / 65535, with a and b those that were measured on
+trajectories, WIDER by a quarter. Weights are symmetric, with the scale of least square error (see quantize_weights): one to each output
+channel of Conv and Gemm, one to all of a MatMul's. A bias is int32 at the scale of the sums that it is added to.
+
+16-bit integers are ONNX's from opset 21 on; before, they are com.microsoft's.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx_ir as ir
+
+from graph_passes.contrib.nodes import DOMAIN, insert
+from graph_passes.errors import GraphError
+from graph_passes.passes.half import FLOAT, Measure, sine_arguments
+from graph_passes.passes.quantize_weights import quantized
+from graph_passes.rule import emit
+from graph_passes.step import Outcome, Pass
+from graph_passes.values import add_initializer, integer, is_constant, is_standard
+
+STEPS = 65535
+WIDER = 1.25  # other prompts and seeds reach further than those that were measured, and of 16 bits a third of one is no loss
+# What gives numbers of its input gives them at its input's scale
+VIEWS = ("Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+NORMS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
+ELEMENTWISE = ("Add", "Div", "Mul", "Sub", "Where")
+Parameters = tuple[ir.Value, ir.Value, float]  # the scale and the zero point as constants, and the scale
+
+
+def quantize_static(measure: Measure | None) -> Pass:
+    """The pass, with what tells the ranges of a graph's values; without it, running it is an error."""
+    return Pass("quantize to 16 bits with weights of 8", functools.partial(_apply, measure=measure))
+
+
+def _apply(model: ir.Model, measure: Measure | None) -> Outcome:
+    """Returns how many values it quantized. Errors: GraphError where a value was not measured, or is not finite."""
+    if measure is None:
+        raise GraphError("Activations are quantized by their ranges, and nothing measures them here: take python -m export.")
+    graph = model.graph
+    ranges = measure(model)
+    sines = {each for node in graph for each in sine_arguments(node)}
+    exact = {value for node in sines for value in (*node.inputs, *node.outputs) if value is not None}
+    exact -= {value for node in sines if is_standard(node, "Sin", "Cos") for value in node.outputs}
+    known: dict[ir.Value, Parameters] = {}
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.dtype != FLOAT or value in exact or not (value.uses() or value.is_graph_output()):
+            continue
+        above = value.producer()
+        source = above.inputs[0] if above is not None and is_standard(above, *VIEWS) else None
+        if source not in known:
+            source = None
+        known[value] = known[source] if source is not None else _parameters(graph, value, ranges.get(value.name or ""))
+    weights = sum(_quantize_constants(node, known) for node in list(graph))
+    for value, parameters in known.items():
+        _quantize(graph, value, parameters)
+    return Outcome(len(known), (f"{len(known)} activations in 16 bits, {weights} constants",))
+
+
+def _parameters(graph: ir.Graph, value: ir.Value, measured: tuple[float, float] | None) -> Parameters:
+    if measured is None or not np.isfinite(measured).all():
+        why = "was not measured" if measured is None else "is not finite"
+        raise GraphError(f"The range of '{value.name}' {why}: it cannot be quantized.")
+    return _constants(graph, str(value.name), *(WIDER * limit for limit in measured))
+
+
+def _constants(graph: ir.Graph, name: str, low: float, high: float) -> Parameters:
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / STEPS or 1.0))
+    zero = np.clip(np.rint(-low / scale), 0, STEPS)
+    return (add_initializer(graph, ir.tensor(np.array(scale, np.float32)), f"{name}.scale"),
+            add_initializer(graph, ir.tensor(np.array(zero, np.uint16)), f"{name}.zero"), scale)
+
+
+def _quantize(graph: ir.Graph, value: ir.Value, parameters: Parameters) -> None:
+    """Puts Quantize and Dequantize between a value and all that read it."""
+    scale, zero, _ = parameters
+    producer, uses = value.producer(), list(value.uses())
+    codes = ir.node("QuantizeLinear", [value, scale, zero], domain=DOMAIN, name=f"{value.name}/QuantizeLinear")
+    back = ir.node("DequantizeLinear", [codes.outputs[0], scale, zero], domain=DOMAIN, name=f"{value.name}/DequantizeLinear")
+    graph.opset_imports[DOMAIN] = 1
+    for node, dtype in ((codes, ir.DataType.UINT16), (back, FLOAT)):
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = node.name, ir.TensorType(dtype), value.shape
+    if producer is None:
+        graph.insert_before(graph[0], [codes, back])
+    else:
+        graph.insert_after(producer, [codes, back])
+    for use in uses:
+        use.node.replace_input_with(use.idx, back.outputs[0])
+    if value.is_graph_output():
+        back.outputs[0].name, value.name = value.name, f"{value.name}_exact"
+        graph.outputs[list(graph.outputs).index(value)] = back.outputs[0]
+
+
+def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters]) -> int:
+    """Quantizes the constants that a node reads beside an activation that is quantized; returns how many."""
+    graph, count = node.graph, 0
+    assert isinstance(graph, ir.Graph)
+    activation = next((known[value] for value in node.inputs if value is not None and value in known), None)
+    if activation is None:
+        return 0
+    scales: ir.Value | None = None
+    for index, value in enumerate(node.inputs):
+        if not is_constant(value) or value.dtype != FLOAT:
+            continue
+        if index == 1 and is_standard(node, "Conv", "Gemm", "MatMul", *NORMS):
+            scales = _weight(node, index, value)
+        elif index == 2 and is_standard(node, "Conv", "Gemm", *NORMS) and scales is not None:
+            _bias(node, value, activation[2], scales)
+        elif is_standard(node, *ELEMENTWISE, "MatMul", "Concat"):
+            _constant(node, index, value)
+        else:
+            continue
+        count += 1
+    return count
+
+
+def _weight(node: ir.Node, index: int, value: ir.Value) -> ir.Value:
+    """int8, with a scale to each output channel of a convolution or a Gemm; returns the scales."""
+    graph, shape = node.graph, tuple(value.const_value.shape.numpy())  # type: ignore[union-attr]
+    assert isinstance(graph, ir.Graph)
+    if is_standard(node, "Conv", "Gemm"):
+        axis = 0 if is_standard(node, "Conv") or integer(node, "transB", 0) else 1
+        moved = (shape[axis], *(size for place, size in enumerate(shape) if place != axis))
+        codes, scales = quantized(
+            graph, value, lambda array: np.moveaxis(array, axis, 0).reshape(shape[axis], -1), 8, (shape[axis],),
+            lambda codes: np.moveaxis(codes.reshape(moved), 0, axis), shape, ir.DataType.INT8)
+        attributes = {"axis": axis}
+    else:
+        codes, scales = quantized(graph, value, lambda array: array.reshape(1, -1), 8, (), lambda codes: codes.reshape(shape), shape,
+                                  ir.DataType.INT8)
+        attributes = {}
+    result = emit(node, "DequantizeLinear", [codes, scales], attributes, suffix="_weight")
+    result.type, result.shape = value.type, value.shape
+    node.replace_input_with(index, result)
+    return scales
+
+
+def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) -> None:
+    """int32 at the scale of the products, which is that of the activation times those of the weights."""
+    graph, source, factors = node.graph, value.const_value, weights.const_value
+    assert isinstance(graph, ir.Graph) and source is not None and factors is not None
+    many = tuple(factors.shape.numpy())
+
+    def scales() -> ir.Tensor:
+        return ir.Tensor((factors.numpy() * np.float32(activation)).astype(np.float32))
+
+    def codes() -> ir.Tensor:
+        limits = np.iinfo(np.int32)
+        return ir.Tensor(np.clip(np.rint(source.numpy().astype(np.float64) / scales().numpy()), limits.min, limits.max).astype(np.int32))
+
+    shape = ir.Shape(source.shape.numpy())
+    inputs = [add_initializer(graph, ir.LazyTensor(codes, ir.DataType.INT32, shape), f"{value.name}.codes"),
+              add_initializer(graph, ir.LazyTensor(scales, FLOAT, ir.Shape(many)), f"{value.name}.scales")]
+    result = emit(node, "DequantizeLinear", inputs, {"axis": 0} if many else {}, suffix="_bias")
+    result.type, result.shape = value.type, value.shape
+    node.replace_input_with(2, result)
+
+
+def _constant(node: ir.Node, index: int, value: ir.Value) -> None:
+    """16 bits, as an activation."""
+    graph, source = node.graph, value.const_value
+    assert isinstance(graph, ir.Graph) and source is not None
+    array = source.numpy()
+    scale, zero, step = _constants(graph, str(value.name), float(array.min()), float(array.max()))
+    codes = np.clip(np.rint(array / np.float64(step)) + float(zero.const_value.numpy()), 0, STEPS).astype(np.uint16)  # type: ignore[union-attr]
+    stored = add_initializer(graph, ir.tensor(codes), f"{value.name}.codes")
+    back = insert(node, "DequantizeLinear", [stored, scale, zero], {}, f"{node.name}_constant_{index}").outputs[0]
+    back.type, back.shape = value.type, value.shape
+    node.replace_input_with(index, back)
