@@ -26,8 +26,8 @@ def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list
 @click.option("--target", default="portable", help="portable, cpu, cuda, nnapi, coreml, qnn, webgpu or xnnpack.")
 @click.option("--soc", metavar="NAME", help=f"The Snapdragon that the target qnn compiles for: {', '.join(each.name for each in SOCS)}.  "
               f"[default: {DEFAULT}]")
-@click.option("--precision", help="Of the operands of products, at least: fp32, bf16 (target cpu), fp16 (qnn).  "
-              "[default: fp32; qnn: fp16]")
+@click.option("--precision", help="fp32; fp16; weights of 8 or 4 bits: w8, w4; activations of 16 with weights of 8: a16w8; "
+              "bf16 (target cpu).  [default: fp32; qnn: fp16]")
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
 @click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")
 @click.option("--height", callback=numbers, metavar="N[,N]", help="Pixels. With it, --width or --batch the package is static, "

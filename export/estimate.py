@@ -37,21 +37,25 @@ class Estimate:
                 f"{_duration(self.seconds)}")
 
 
-def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0, compiled: bool = False) -> Estimate:
+def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0, compiled: bool = False, bits: float = 32.0,
+             measured: bool = False) -> Estimate:
     """Of an export with `check` full, quick or none; the networks with convolutions grow by `growth` where theirs are transformed, and all
-    become float16 where they are `compiled` for a Snapdragon."""
+    become float16 where they are `compiled` for a Snapdragon. `bits`: what a weight takes in the package; `measured`: trajectories in
+    torch tell the ranges of activations before anything is written."""
     grown = {name: growth if name in CONVOLUTIONS else 1.0 for name in checkpoint.configs}
-    sizes = {name: 4.0 * checkpoint.parameters(name) * grown[name] for name in checkpoint.configs}
+    sizes = {name: 4.0 * checkpoint.parameters(name) * grown[name] * bits / 32 for name in checkpoint.configs}
     package = sum(sizes.values())
     memory = PYTHON_AND_GRAPH
     seconds = 6 + sum(TRACE_SECONDS[name] for name in sizes) + package / WRITE_BYTES_PER_SECOND
-    if check != "none":
-        memory += min(ACTIVATIONS, 5 * max(sizes.values()))  # small models have small activations; large ones' weights stay mapped
-        seconds += package / 4 * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * (6 if check == "full" else 1)
+    runs = (0 if check == "none" else 6 if check == "full" else 1) + (1 if measured else 0)
+    if runs:
+        # small models have small activations; large ones' weights stay mapped
+        memory += min(ACTIVATIONS, 5 * max(sizes.values()) * 32 / bits)
+        seconds += package * 8 / bits * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * runs
     if compiled:  # after all else, one at a time; the graph of one goes when its binary is there
         memory = max(memory, PYTHON_AND_GRAPH + COMPILER_GROWTH * max(sizes.values()))
         seconds += package / COMPILED_BYTES_PER_SECOND
-    scratch = 0 if check == "none" else checkpoint.scratch_bytes()  # torch's own modules need their weights in a file
+    scratch = checkpoint.scratch_bytes() if runs else 0  # torch's own modules need their weights in a file
     disk = package + scratch + (max(sizes.values()) / 2 if compiled else 0) + 0.05 * GB
     return Estimate(memory, disk, package / 2 if compiled else package, seconds)
 

@@ -22,6 +22,7 @@ from PIL import Image
 from export.component import Component
 from export.exchange import exchange
 from graph_passes.errors import GraphError
+from graph_passes.passes.half import count_casts
 from graph_passes.step import Step
 from runtime.errors import CheckFailed, InputError
 from runtime.manifest import NAME, ComponentEntry, FileEntry, HostEntry, Manifest, Port, files_below, sha256_of
@@ -157,13 +158,15 @@ def write_component(folder: Path, component: Component, model: ir.Model, steps: 
             name = node.op_type if node.domain == CUSTOM_OPS_DOMAIN else f"{node.domain}.{node.op_type}"
             ops[name] = ops.get(name, 0) + 1
     passes = tuple(_entry(step) for step in steps)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     inputs, outputs, hosted = ports_of(model.graph.inputs), ports_of(model.graph.outputs), None
     if host is not None:
         hosted, more = _write_host(folder, component.name, host, shared)
         files |= more
         inputs = outer_inputs(component, inputs, hosted)
     entry = ComponentEntry(file, files[file].sha256, inputs, outputs, model.graph.opset_imports[""], data=data,
-                           parameters=component.parameters, macs=macs, custom_ops=ops, passes=passes, plan=plan, host=hosted)
+                           parameters=component.parameters, weight_bytes=weights, casts=count_casts(model), macs=macs,
+                           custom_ops=ops, passes=passes, plan=plan, host=hosted)
     return entry, files
 
 

@@ -24,7 +24,7 @@ from export.sizes import check_sizes
 from export.twin import on_cpu
 from export.weights import open_checkpoint
 from graph_passes.errors import GraphError
-from graph_passes.precision import measures
+from graph_passes.precision import measures, stored_bits
 from runtime.errors import InputError
 from runtime.manifest import Manifest, Package
 from runtime.snapdragon import DEFAULT, soc
@@ -88,7 +88,8 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
         parameters = sum(map(checkpoint.parameters, checkpoint.configs))
         check = request.check or ("full" if parameters <= SMALL else "quick")
         growth = 1.0 if request.target != "cpu" else request.memory_budget or UNBOUNDED_GROWTH
-        needed = estimate(checkpoint, check, growth, compiled=chip is not None)
+        needed = estimate(checkpoint, check, growth, chip is not None, stored_bits(request.precision, request.target),
+                          measures(request.precision, request.target))
         say(f"{checkpoint.alias}: {parameters / 1e6:.1f} M parameters; this takes {needed}; check: {check}")
         require(needed, request.out)
         checkpoint.hashes.start()

@@ -25,6 +25,11 @@ BITS = {"w8": 8, "w4": 4}
 FOUR_BIT_CONVOLUTIONS = ("portable",)  # WebGPU's provider has no com.microsoft.DequantizeLinear
 
 
+def stored_bits(precision: str, target: str) -> float:
+    """What a weight takes in a file, scales included; where the target cpu transforms some, more."""
+    return {"w8": 8.5, "w4": 4.5, "a16w8": 8.1}.get(precision, 16.0 if precision == "fp16" and target != "qnn" else 32.0)
+
+
 def measures(precision: str, target: str) -> bool:
     """Whether a pass asks for the ranges of a graph's values."""
     return precision == "a16w8" or (precision == "fp16" and target != "qnn")

@@ -89,6 +89,8 @@ class ComponentEntry:
     opset: int
     data: str = ""
     parameters: int = 0
+    weight_bytes: int = 0  # of the graph, as they are stored: a quarter of four to a parameter in 8 bits
+    casts: int = 0  # nodes that cast one floating-point type to another: a budget where a precision mixes two
     macs: int = 0  # multiply-accumulates of one run at batch 1 and the pipeline's height and width; 0 where they were not counted
     custom_ops: dict[str, int] = field(default_factory=dict)  # ours by name, ONNX Runtime's own as com.microsoft.Name
     passes: tuple[dict[str, Any], ...] = ()  # {name, applied, seconds[, notes: sentences][, refused: sentences]} in order

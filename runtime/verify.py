@@ -52,9 +52,12 @@ class Limits:
 
     @classmethod
     def for_precisions(cls, *precisions: str) -> Limits:
-        """Two fp32 packages are each 90 dB from torch; one of lower precision moves edges, but not the picture."""
+        """Two fp32 packages are each 90 dB from torch; one of lower precision moves edges, but not the picture. What weights of 4 bits
+        cost, the export's own check allows."""
         if all(precision == "fp32" for precision in precisions):
             return cls(snr_db=80.0, picture_max=2.0, picture_mean=2.0)
+        if "w4" in precisions or "w8" in precisions:
+            return cls(snr_db=10.0 if "w4" in precisions else 25.0, picture_max=255.0, picture_mean=16.0)
         return cls(snr_db=30.0, picture_max=255.0, picture_mean=8.0)
 
 

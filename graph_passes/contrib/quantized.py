@@ -33,7 +33,8 @@ def _matrix(codes: ir.Value | None, scales: ir.Value | None, bits: int, rows: in
 def quantize_linear(node: ir.Node) -> dict[int, ir.Value]:
     """min(max(round(x / scale) + zero, 0), 2^n - 1)."""
     x, scale, zero = node.inputs
-    assert zero is not None and zero.dtype is not None
+    assert zero is not None
+    assert zero.dtype is not None
     steps = emit(node, "Round", [emit(node, "Div", [x, scale], suffix="_divided")], suffix="_steps")
     code = emit(node, "Add", [steps, _number(node, zero)], suffix="_code")
     limits = [emit_constant(node, np.array(limit, np.float32)) for limit in (0.0, LARGEST[zero.dtype])]

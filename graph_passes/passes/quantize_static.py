@@ -144,7 +144,9 @@ def _weight(node: ir.Node, index: int, value: ir.Value) -> ir.Value:
 def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) -> None:
     """int32 at the scale of the products, which is that of the activation times those of the weights."""
     graph, source, factors = node.graph, value.const_value, weights.const_value
-    assert isinstance(graph, ir.Graph) and source is not None and factors is not None
+    assert isinstance(graph, ir.Graph)
+    assert source is not None
+    assert factors is not None
     many = tuple(factors.shape.numpy())
 
     def scales() -> ir.Tensor:
@@ -165,7 +167,8 @@ def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) 
 def _constant(node: ir.Node, index: int, value: ir.Value) -> None:
     """16 bits, as an activation."""
     graph, source = node.graph, value.const_value
-    assert isinstance(graph, ir.Graph) and source is not None
+    assert isinstance(graph, ir.Graph)
+    assert source is not None
     array = source.numpy()
     scale, zero, step = _constants(graph, str(value.name), float(array.min()), float(array.max()))
     codes = np.clip(np.rint(array / np.float64(step)) + float(zero.const_value.numpy()), 0, STEPS).astype(np.uint16)  # type: ignore[union-attr]
