@@ -135,8 +135,8 @@ def test_calls_that_are_wrong(source: Path, tmp_path: Path) -> None:
     refused(run(source, tmp_path), f"{tmp_path} is a folder: name the file to write.")
     refused(run(source, out, "--json", tmp_path / "no" / "r.json"), f"There is no folder {tmp_path / 'no'} to write r.json into.")
     refused(
-        run(source, out, "--target", "qnn"),
-        "There is no pipeline for the target 'qnn'. There is one for portable, cpu, nnapi, coreml, webgpu, xnnpack.",
+        run(source, out, "--target", "toaster"),
+        "There is no pipeline for the target 'toaster'. There is one for portable, cpu, nnapi, coreml, cuda, qnn, webgpu, xnnpack.",
     )
     for text in ("x", "x=", "=2x3", "x=2xthree"):
         refused(run(source, out, "--static", text), f"--static takes an input and its shape, such as sample=2x4x64x64, not {text!r}.")
