@@ -62,14 +62,15 @@ def test_a_component_that_differs_is_named_and_nothing_is_left(tmp_path: Path, m
         return {name: np.flip(array, -1) for name, array in outputs.items()}
 
     monkeypatch.setattr(parity_full, "component_outputs", wrong)
-    result = run(tmp_path)
+    result = run(tmp_path, "--component", "text_encoder_2")  # without the one before it
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith("error: 'text_encoder' differs from torch: its 'last_hidden_state' has an SNR of")
+    assert result.stderr.splitlines()[-1].startswith("error: 'text_encoder_2' differs from torch: its 'text_embeds' has an SNR of")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("options", "free", "sentence"), [
     (("--target", "toaster"), 1e12, "There is no pipeline for the target 'toaster'"),
+    (("--component", "vae"), 1e12, "error: 'tiny-sdxl' has no component 'vae': it has text_encoder, text_encoder_2"),
     ((), 1e6, "the disk of '.*' has 0.0 GB free where the largest component needs 0.2 GB: free some space or choose another"),
 ])
 def test_what_it_does_not_begin(options: tuple[str, ...], free: float, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

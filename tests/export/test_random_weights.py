@@ -89,6 +89,18 @@ def test_every_parameter_is_written_and_none_is_neutral(tmp_path: Path) -> None:
             assert tensor.abs().max() > 0.01, name
 
 
+def test_branches_of_a_stack_add_as_much_as_one_together() -> None:
+    """Else a rounding of the input grows from transformer to transformer."""
+    flat, deep = (spreads(small_model.unet(transformer_layers_per_block=depth)) for depth in (1, 4))
+    block = "mid_block.attentions.0.transformer_blocks"
+    for branch, gain in (("attn1.to_out.0", 0.7), ("attn2.to_out.0", 2.0), ("ff.net.2", 0.7)):
+        fan_in = 128 if branch == "ff.net.2" else 32
+        assert flat[f"{block}.0.{branch}.weight"].deviation == pytest.approx(gain / np.sqrt(fan_in))
+        assert deep[f"{block}.3.{branch}.weight"].deviation == pytest.approx(gain / np.sqrt(4 * fan_in))
+    others = [name for name in flat if not name.endswith(("to_out.0.weight", "ff.net.2.weight"))]
+    assert all(flat[name] == deep[name] for name in others)
+
+
 @pytest.fixture
 def made(small_is_tiny: Path, tmp_path: Path) -> Checkpoint:
     return open_checkpoint("tiny-sd21", "random:5", tmp_path)
