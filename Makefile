@@ -59,9 +59,10 @@ demo: kernels ## From the trained model in models/tiny to a checked package, a p
 	$(BIN)/python -m runtime.report $(DEMO)/package --bench $(DEMO)/bench.json --score $(DEMO)/score.json --prompt "$(PROMPT)" --out $(DEMO)/report.html
 	@printf '\n%s\n' "$(PROMPT):" "  picture  $(DEMO)/picture.png" "  report   $(DEMO)/report.html" "  package  $(DEMO)/package"
 
+# As many processes as cores, so that each computes in one thread; who has nothing left takes tests of another.
 test: kernels ## Run every test: C++, then Python
 	@if [ -f build/ops/CTestTestfile.cmake ]; then $(BIN)/ctest --test-dir build/ops --output-on-failure; fi
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # The build of a preset of runtime/ops/CMakePresets.json in build/<folder>, and its C++ tests.
 define test_preset
