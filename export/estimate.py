@@ -6,15 +6,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.families.latents import scale_factor
 from export.weights import Checkpoint
 from runtime.errors import InputError
 
 GB = 1e9
 # Measured on two cores of a 2024 server (docs/measurements.md); a guess elsewhere, meant to tell seconds from hours.
-PYTHON_AND_GRAPH = 1.1 * GB  # two processes with torch, diffusers and a traced graph, whatever the weights
-TRACE_SECONDS = {"text_encoder": 3.0, "text_encoder_2": 8.0, "unet": 18.0, "vae": 6.0, "safety_checker": 4.0}
+PYTHON_AND_GRAPH = 1.2 * GB  # two processes with torch, diffusers and a traced graph, whatever the weights: SD 1.4 and SDXL alike
+TRACE_SECONDS_PER_TENSOR = 0.024  # tracing and passes: SDXL's U-Net has 1,680 tensors, that of SD 1.4 686
 WRITE_BYTES_PER_SECOND = 0.35 * GB
 ACTIVATIONS = 4.0 * GB  # of a guided step at 512x512: the attention's scores, written out
+ACTIVATIONS_SIDE = 512  # pixels
 FLOP_PER_SECOND = 150e9
 QUICK_FLOP_PER_WEIGHT = 12_000.0  # torch and ONNX Runtime together, two guided steps at 512x512
 CONVOLUTIONS = ("unet", "vae")
@@ -46,12 +48,14 @@ def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0, compiled: 
     sizes = {name: 4.0 * checkpoint.parameters(name) * grown[name] * bits / 32 for name in checkpoint.configs}
     package = sum(sizes.values())
     memory = PYTHON_AND_GRAPH
-    seconds = 6 + sum(TRACE_SECONDS[name] for name in sizes) + package / WRITE_BYTES_PER_SECOND
+    seconds = 6 + TRACE_SECONDS_PER_TENSOR * sum(map(len, checkpoint.shapes.values())) + package / WRITE_BYTES_PER_SECOND
     runs = (0 if check == "none" else 6 if check == "full" else 1) + (1 if measured else 0)
     if runs:
+        own = int(checkpoint.configs["unet"]["sample_size"]) * scale_factor(checkpoint.configs["vae"])
+        larger = max(1.0, own / ACTIVATIONS_SIDE) if check == "full" else 1.0  # the quick check's pictures have no more
         # small models have small activations; large ones' weights stay mapped
-        memory += min(ACTIVATIONS, 5 * max(sizes.values()) * 32 / bits)
-        seconds += package * 8 / bits * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * runs
+        memory += min(ACTIVATIONS * larger, 5 * max(sizes.values()) * 32 / bits)
+        seconds += package * 8 / bits * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * runs * larger**2
     if compiled:  # after all else, one at a time; the graph of one goes when its binary is there
         memory = max(memory, PYTHON_AND_GRAPH + COMPILER_GROWTH * max(sizes.values()))
         seconds += package / COMPILED_BYTES_PER_SECOND
