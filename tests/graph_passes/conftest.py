@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -12,15 +13,12 @@ from networks import NETWORKS, export_dynamo, export_torchscript
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """(network, exporter) -> its graph as exported. Made once, when first asked for; nobody may write to it."""
-    folder = tmp_path_factory.mktemp("exported")
-    made: dict[tuple[str, str], Path] = {}
+def exported(once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str, str], Path]:
+    """(network, exporter) -> its graph as exported, made once per run of the tests. Nobody may write to it."""
 
     def graph(network: str, exporter: str) -> Path:
-        if (network, exporter) not in made:
-            export = {"dynamo": export_dynamo, "torchscript": export_torchscript}[exporter]
-            made[network, exporter] = export(NETWORKS[network](), folder / f"{network}.{exporter}.onnx")
-        return made[network, exporter]
+        export = {"dynamo": export_dynamo, "torchscript": export_torchscript}[exporter]
+        folder = once(f"{network}-{exporter}", lambda folder: export(NETWORKS[network](), folder / "model.onnx"))
+        return folder / "model.onnx"
 
     return graph
