@@ -98,8 +98,9 @@ def check_emulated(made: Package, oracle: Oracle, checkpoint: Checkpoint, check:
         for name in chosen:
             step(f"emulated: {name}")
             found[name] = check_component(sessions, name, *oracle.components[name], limits)
-    for name, further in check_sizes(made, checkpoint, step, "qnn", limits, but=components.keys() - chosen).items():
-        found[name] = {"snr_db": min(found[name]["snr_db"], further["snr_db"]), "max_abs": max(found[name]["max_abs"], further["max_abs"])}
+    for name, at_others in check_sizes(made, checkpoint, step, "qnn", limits, but=components.keys() - chosen).items():
+        first = found[name]
+        found[name] = {"snr_db": min(first["snr_db"], at_others["snr_db"]), "max_abs": max(first["max_abs"], at_others["max_abs"])}
     for name, parity in found.items():
         entry = components[name]
         assert entry.context is not None

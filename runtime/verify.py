@@ -199,7 +199,8 @@ def _graph_problems(entry: ComponentEntry, found: onnx_file.OnnxFile) -> Iterato
     if found.opsets[""] != entry.opset:
         yield f"has opset {found.opsets['']} where the manifest says {entry.opset}"
     custom = {f"{domain}.{name}": count for (domain, name), count in found.operators.items()
-              if domain in (CUSTOM_OPS_DOMAIN, RUNTIME_OPS_DOMAIN)}  # fmt: skip
+              if domain in (CUSTOM_OPS_DOMAIN, RUNTIME_OPS_DOMAIN)
+              and not (entry.context and (domain, name) == onnx_file.CONTEXT)}  # fmt: skip
     recorded = {(name if "." in name else f"{CUSTOM_OPS_DOMAIN}.{name}"): count for name, count in entry.custom_ops.items()}
     if custom != recorded:
         yield f"has the custom ops {custom} where the manifest says {recorded}"
