@@ -44,7 +44,8 @@ def require_size(package: Package, height: int, width: int) -> None:
 
 
 def example_inputs(package: Package, component: str, height: int, width: int, batch: int = 1) -> dict[str, np.ndarray]:
-    """Inputs of one component for a picture of `height` x `width` pixels: token ids of a prompt, sizes, else standard normal numbers.
+    """Inputs of one component for a picture of `height` x `width` pixels: token ids of a prompt, sizes, else standard normal numbers,
+    for pictures cut off at -1 and 1.
 
     Axes that the graph fixes keep their size, `batch` included. The same arguments give the same numbers on every machine.
     Errors: InputError where the package has no such component, or a graph has a free axis of unknown meaning.
@@ -95,4 +96,5 @@ def _values(package: Package, component: str, port: Port, shape: tuple[int, ...]
         return np.full(shape, TIMESTEP, port.dtype)
     # RandomState's stream is frozen across numpy's versions, default_rng's is not
     rng = np.random.RandomState(zlib.crc32(f"{component}/{port.name}".encode()))
-    return rng.standard_normal(shape).astype(port.dtype)
+    values = rng.standard_normal(shape).astype(port.dtype)
+    return np.clip(values, -1, 1) if component == "vae_encoder" else values  # pictures end at black and white, and ranges with them
