@@ -73,17 +73,19 @@ def fusion(
             RemoveUnusedNodesPass()(model)
         return fused
 
-    def refused(model: ir.Model) -> list[str]:
-        sentences = []
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            if is_candidate(node):
-                try:
-                    find(node)
-                except Refused as reason:
-                    sentences.append(f"{node.op_type} '{node.name}': {reason}")
-        return sentences
+    return Pass(name, run, lambda model: refusals(model, is_candidate, find))
 
-    return Pass(name, run, refused)
+
+def refusals(model: ir.Model, is_candidate: Callable[[ir.Node], bool], find: Callable[[ir.Node], object]) -> list[str]:
+    """A sentence for each candidate that `find` refuses, and why."""
+    sentences = []
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if is_candidate(node):
+            try:
+                find(node)
+            except Refused as reason:
+                sentences.append(f"{node.op_type} '{node.name}': {reason}")
+    return sentences
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:

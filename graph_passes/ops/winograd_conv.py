@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import opset14, script
 from onnxscript.values import Opset
 
-from graph_passes.rule import Refused, adopt, replace
+from graph_passes.rule import Refused, adopt, refusals, replace
 from graph_passes.values import add_initializer, dimensions, integer, integers, is_constant, is_standard, only_user, other_operand, producer
 
 handheld = Opset("handheld", 1)
@@ -163,14 +163,7 @@ def sites(model: ir.Model) -> list[Site]:
 
 def refused_convolutions(model: ir.Model) -> list[str]:
     """A sentence for each 3x3 convolution that is no site, and why."""
-    sentences = []
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if is_candidate(node):
-            try:
-                site(node)
-            except Refused as reason:
-                sentences.append(f"Conv '{node.name}': {reason}")
-    return sentences
+    return refusals(model, is_candidate, site)
 
 
 def is_candidate(node: ir.Node) -> bool:
