@@ -70,6 +70,18 @@ from graph_passes.step import Pass
 
 KNOWN: tuple[Pass, ...] = (INFER_SHAPES, SHARE_SIZES, FOLD_CONSTANTS)
 
+# what rewrites leave behind
+_TIDY: tuple[Pass, ...] = (
+    REMOVE_UNUSED,
+    INFER_SHAPES,
+    SHARE_SIZES,
+    MERGE_INITIALIZERS,
+    MERGE_NODES,
+    REMOVE_UNUSED,
+    NAME_NODES,
+    CLEAR_METADATA,
+)
+
 PORTABLE: tuple[Pass, ...] = (
     # one form for what exporters write in several
     INLINE_FUNCTIONS,
@@ -106,15 +118,7 @@ PORTABLE: tuple[Pass, ...] = (
     REMOVE_NAN_GUARD.as_pass(),
     SINK_EXPAND.as_pass(),
     REMOVE_EXPAND.as_pass(),
-    # what the rewrites left
-    REMOVE_UNUSED,
-    INFER_SHAPES,
-    SHARE_SIZES,
-    MERGE_INITIALIZERS,
-    MERGE_NODES,
-    REMOVE_UNUSED,
-    NAME_NODES,
-    CLEAR_METADATA,
+    *_TIDY,
 )
 
 
@@ -134,14 +138,7 @@ _LEFT: tuple[Pass, ...] = (
     FOLD_WEIGHTS,
     COMPOSE_RESHAPES.as_pass(),
     REMOVE_RESHAPE.as_pass(),
-    REMOVE_UNUSED,
-    INFER_SHAPES,
-    SHARE_SIZES,
-    MERGE_INITIALIZERS,
-    MERGE_NODES,
-    REMOVE_UNUSED,
-    NAME_NODES,
-    CLEAR_METADATA,
+    *_TIDY,
 )
 
 # static shapes, at most four axes, no norms, no erf; what takes integers is moved to the host by passes.host
