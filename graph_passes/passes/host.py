@@ -93,9 +93,16 @@ def _name(value: ir.Value, taken: Counter[str]) -> str:
     """The last part of the path of the module that computes `value`, such as `token_embedding`; what it is, where that is no part."""
     node = value.producer()
     assert node is not None
-    path = (node.name or "").rpartition("/")[0]
-    while is_standard(node, *VIEWS) and (above := node.inputs[0].producer() if node.inputs[0] is not None else None) is not None:
+    while "." not in _module(node) and is_standard(node, *VIEWS):
+        above = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if above is None:
+            break
         node = above
+    path = _module(node)
     name = re.sub(r"\W", "_", path.rpartition(".")[2] if "." in path else node.op_type.lower())
     taken[name] += 1
     return name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+
+
+def _module(node: ir.Node) -> str:
+    return (node.name or "").rpartition("/")[0]

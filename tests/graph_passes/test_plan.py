@@ -258,6 +258,16 @@ def test_the_host_computes_what_depends_on_ids_and_the_timestep_alone() -> None:
     np.testing.assert_array_equal(run_in_runtime(model, made)[0], expected)
 
 
+def test_the_hosts_outputs_are_called_after_the_modules_that_make_them() -> None:
+    model = graph("c = Cos(t) s = Sin(t) q = Concat <axis=0> (c, s) r = Reshape(q, n) y = Relu(r)", "float[2] t",
+                  initializers="int64[2] n = {1,4}")  # fmt: skip
+    for node in model.graph:
+        node.name = f"model/{node.op_type}" if node.op_type in ("Reshape", "Relu") else f"model.add_time_proj/{node.op_type}"
+    host = split_host(model)
+    assert host is not None
+    assert [value.name for value in host.graph.outputs] == ["add_time_proj"]
+
+
 def test_a_graph_of_pictures_has_nothing_for_the_host() -> None:
     assert split_host(graph("y = Relu(x)", "float[1,3,4,4] x")) is None
 
