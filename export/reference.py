@@ -124,12 +124,12 @@ def walk(checkpoint: Checkpoint, prompt: str, steps: int, guidance: float, heigh
     return taken(image=image, strength=STRENGTH)
 
 
-def seeded_inputs(component: Component, height: int, width: int, factor: int, batch: int = 1) -> Arrays:
-    """Inputs for one component, from a generator seeded by the component's name, for pictures of `height` x `width` pixels.
+def seeded_inputs(component: Component, height: int, width: int, factor: int, batch: int = 1, seed: tuple[int, ...] = ()) -> Arrays:
+    """Inputs for one component, from a generator seeded by the component's name and `seed`, for pictures of `height` x `width` pixels.
 
     Latents and embeddings are standard normal, pictures uniform, ids random words between start and end marks, sizes whole numbers.
     """
-    rng = np.random.default_rng(list(hashlib.sha256(component.name.encode()).digest()[:8]))
+    rng = np.random.default_rng([*hashlib.sha256(component.name.encode()).digest()[:8], *seed])
     made: Arrays = {}
     for name, example in component.example_inputs.items():
         shape = [batch, *example.shape[1:]] if example.ndim else []
