@@ -209,7 +209,7 @@ def test_a_component_is_described_as_it_is(tmp_path: Path) -> None:
     steps = [Step("clean", 1, 0.5), Step("merge", 3, 0.25, ("why not",), ("what instead",))]
     entry, files = write_component(tmp_path, component, product(np.ones((4, 6), np.float32)), steps, 24)
     assert entry == ComponentEntry("product/model.onnx", sha256_of(tmp_path / "product" / "model.onnx"), (Port("x", "float32", (1, 4)),),
-                                   (Port("y", "float32", (1, 6)),), 20, parameters=30, macs=24,
+                                   (Port("y", "float32", (1, 6)),), 20, parameters=30, macs=24, weight_bytes=96,
                                    passes=({"name": "clean", "applied": 1, "seconds": 0.5},
                                            {"name": "merge", "applied": 3, "seconds": 0.25, "notes": ["what instead"],
                                             "refused": ["why not"]}))
