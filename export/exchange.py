@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 AT_FDCWD = -100  # paths are relative to the working directory
 EXCHANGE = 2  # RENAME_EXCHANGE of Linux' renameat2(2), RENAME_SWAP of macOS' renamex_np(2)
@@ -34,7 +35,7 @@ def exchange(new: Path, old: Path) -> None:
 
 def _at_once(new: Path, old: Path) -> bool:
     """Exchanges both in one step; False where this system has none."""
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         failed = libc.renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), EXCHANGE)
     elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
