@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -22,17 +24,24 @@ from runtime.providers import provider
 from runtime.session import Sessions
 from runtime.verify import check_files, check_structure
 
+# of every kind of block one: it is traced four times, and the whole of SD's structure stands in tests/graph_passes/test_one_partition.py
+TWO_LEVELS = {"block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "layers_per_block": 1,
+              "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+
 
 @pytest.fixture(scope="module")
-def phone(parts: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """The small model for nnapi in two sizes, and for one and two pictures at once."""
-    folder = tmp_path_factory.mktemp("phone")
-    out = folder / "package"
-    model = small_model.save(folder / "model", {name: part for name, part in parts.items() if name != "safety_checker"})
-    arguments = [str(model), str(out), "--target", "nnapi", "--height", "64,128", "--width", "64", "--batch", "1,2"]
-    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return Package.open(out)
+def phone(parts: dict[str, object], once: Callable[[str, Callable[[Path], object]], Path]) -> Package:
+    """A small model for nnapi in two sizes, and for one and two pictures at once."""
+
+    modules = {name: part for name, part in parts.items() if name != "safety_checker"} | {"unet": small_model.unet(**TWO_LEVELS)}
+
+    def export(folder: Path) -> None:
+        model = small_model.save(folder / "model", modules)
+        arguments = [str(model), str(folder / "package"), "--target", "nnapi", "--height", "64,128", "--width", "64", "--batch", "1,2"]
+        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+
+    return Package.open(once("package-phone", export) / "package")
 
 
 def test_every_component_is_one_partition_and_equals_torch(phone: Package) -> None:

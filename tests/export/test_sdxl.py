@@ -4,7 +4,6 @@ their structure and seeded weights; for both targets that a CPU runs."""
 from __future__ import annotations
 
 import collections
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,6 @@ import torch
 
 from export import package
 from export.architecture import of_alias
-from export.defaults import pipeline
-from export.families import family_of
 from export.families.unet import time_ids
 from export.parity import Found, check_package, compare, package_trajectory
 from export.reference import Oracle, ask, diffusers_pipeline, torch_trajectory, walk
@@ -50,41 +47,29 @@ class Made:
     oracle: Oracle
 
 
-def make(alias: str, folder: Path, dynamic: bool = True) -> Made:
-    side = None if dynamic else 64
-    made = export(Request(alias, folder / "package", height=side, width=side, dynamic=dynamic, check="none"), lambda _: None)
-    checkpoint = open_checkpoint(alias, None, folder)
-    return Made(made, checkpoint, ask(checkpoint, made.manifest.pipeline, "full", folder))
+def make(alias: str, portable: Path, folder: Path) -> Made:
+    opened, checkpoint = Package.open(portable), open_checkpoint(alias, None, folder)
+    return Made(opened, checkpoint, ask(checkpoint, opened.manifest.pipeline, "full", folder))
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make("tiny-sdxl", tmp_path_factory.mktemp("sdxl"))
+def sdxl(sdxl_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make("tiny-sdxl", sdxl_package, tmp_path_factory.mktemp("sdxl"))
 
 
 @pytest.fixture(scope="module")
-def refiner(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make("tiny-sdxl-refiner", tmp_path_factory.mktemp("refiner"))
+def refiner(refiner_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make("tiny-sdxl-refiner", refiner_package, tmp_path_factory.mktemp("refiner"))
 
 
 @pytest.fixture(scope="module")
-def sdxl_turbo(sdxl: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """SDXL-Turbo is SDXL with other weights and another scheduler; in the small models the weights of one seed are the same too, so that
-    the graphs are those of `sdxl`."""
-    folder = tmp_path_factory.mktemp("turbo")
-    checkpoint = open_checkpoint("tiny-sdxl-turbo", None, folder)
-    assert checkpoint.configs == sdxl.checkpoint.configs
-    copy = Path(shutil.copytree(sdxl.package.path, folder / "package"))
-    (copy / NAME).unlink()
-    package.write_index(copy, family_of(checkpoint).index(checkpoint), checkpoint.scheduler)
-    defaults = pipeline(checkpoint, None, None, 1, dynamic=True)
-    package.finish(copy, replace(sdxl.package.manifest, model="tiny-sdxl-turbo", pipeline=defaults, scheduler=checkpoint.scheduler))
-    return Made(Package.open(copy), checkpoint, ask(checkpoint, defaults, "full", folder))
+def sdxl_turbo(turbo_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make("tiny-sdxl-turbo", turbo_package, tmp_path_factory.mktemp("turbo"))
 
 
 @pytest.fixture(scope="module")
-def lcm(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make("tiny-lcm", tmp_path_factory.mktemp("lcm"), dynamic=False)
+def lcm(lcm_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make("tiny-lcm", lcm_package, tmp_path_factory.mktemp("lcm"))
 
 
 @pytest.fixture(params=["sdxl", "refiner", "sdxl_turbo", "lcm"])
@@ -128,7 +113,9 @@ def test_the_portable_package_is_the_model(made: Made) -> None:
     require_room(check_package(made.package, made.oracle), made)
 
 
-def test_the_package_for_a_cpu_is_the_model(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["sdxl", "refiner", "lcm"])  # SDXL-Turbo's graphs are SDXL's
+def test_the_package_for_a_cpu_is_the_model(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    made: Made = request.getfixturevalue(model)
     rewritten = for_cpu(made.package, tmp_path / "cpu")
     assert rewritten.manifest.components["unet"].custom_ops["GroupNorm"] > 0
     require_room(check_package(rewritten, made.oracle), made)
@@ -241,7 +228,7 @@ def test_the_refiner_takes_a_score_and_lcm_a_guidance(refiner: Made, lcm: Made) 
     assert shapes["time_ids"] == (BATCH, 5)
     assert "text_encoder" not in refiner.package.manifest.components
     assert not (refiner.package.path / "tokenizer").exists()
-    assert {port.name: port.shape for port in lcm.package.manifest.components["unet"].inputs}["timestep_cond"] == (1, 32)
+    assert {port.name: port.shape for port in lcm.package.manifest.components["unet"].inputs}["timestep_cond"] == (BATCH, 32)
 
 
 @pytest.mark.parametrize(("model", "group_norms", "convolutions", "transformers"), [
