@@ -170,7 +170,7 @@ COREML: tuple[Pass, ...] = (
     *_LEFT,
 )
 
-# QNN's compiler takes norms, GELU and attention as they are, and keeps most digits so (docs/qnn.md)
+# QNN's compiler takes norms, GELU and attention as they are: the smallest graph that it takes whole (docs/qnn.md)
 QNN: tuple[Pass, ...] = (*PORTABLE, POOL_BY_PRODUCT.as_pass(), *_LEFT)
 
 # what the CUDA provider has of ONNX Runtime's own operators, with the channels last throughout
