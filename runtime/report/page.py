@@ -110,6 +110,7 @@ def render(report: Report) -> str:
             worst=min((e.parity["snr_db"] for e in manifest.components.values() if e.parity), default=None),
             unchecked=[name for name, entry in manifest.components.items() if not entry.parity],
             passes=pass_table(manifest),
+            remarks=remarks(manifest),
             plan_maps=maps(manifest.components),
             limits=(manifest.trajectory_parity or {}).get("limits", {}),
             snr_charts=_snr_charts(manifest),
@@ -120,6 +121,14 @@ def render(report: Report) -> str:
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"the manifest, the benchmark or the score lacks what the report needs ({what}): make it again") from error
+
+
+def remarks(manifest: Manifest) -> list[dict[str, Any]]:
+    """What passes said of single places: {name, component, notes (what was chosen there), refused (why they were left alone)}."""
+    told = ((step, component) for component, entry in manifest.components.items() for step in entry.passes)
+    rows = ({"name": step["name"], "component": component, "notes": step.get("notes", ()), "refused": step.get("refused", ())}
+            for step, component in told)
+    return [row for row in rows if row["notes"] or row["refused"]]
 
 
 def pass_table(manifest: Manifest) -> list[dict[str, Any]]:

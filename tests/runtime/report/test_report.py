@@ -221,6 +221,15 @@ def test_passes_that_did_nothing_are_dimmed() -> None:
     assert page.render(page.Report(Package(Path("p"), manifest()))).count('<tr class="idle">') == 1
 
 
+def test_what_passes_chose_and_left_alone_is_told_with_the_reasons() -> None:
+    chosen, left = "Conv 'a': F(4x4), 13.82 ms, directly 36.83 ms", "Conv 'b': its stride is <2x2>"
+    step = {"name": "fuse convolutions", "applied": 1, "seconds": 0.1, "notes": (chosen,), "refused": (left,)}
+    unet = dataclasses.replace(manifest().components["unet"], passes=(step,))
+    words = rendered(manifest(components={**manifest().components, "unet": unet})).words()
+    assert f"unet, fuse convolutions: 1 chosen, 1 left alone Left alone, and why {left} Chosen {chosen}" in words
+    assert "left alone" not in rendered().words()
+
+
 @pytest.mark.parametrize(("largest", "factor", "shown"), [(0, 1, 0), (1, 64, 64), (2, 64, 128), (5, 32, 160), (200, 1, 200), (255, 1, 255)])
 def test_difference_is_amplified_as_far_as_it_goes(largest: int, factor: int, shown: int) -> None:
     first = np.zeros((2, 2, 3), np.uint8)
