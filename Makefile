@@ -6,6 +6,7 @@ MODEL = tiny
 WEIGHTS =
 TARGET = cpu
 PRECISION =
+SOC =
 CHECK =
 OUT = build/$(notdir $(MODEL))-$(TARGET)
 PACKAGE = build/demo/package
@@ -32,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  make export MODEL=sd14 [WEIGHTS=hub|PATH|random[:SEED]] [TARGET=portable|cpu|..] [PRECISION=fp32] [CHECK=full|quick|none] [OUT=build/sd14-cpu]"
+	@echo "  make export MODEL=sd14 [WEIGHTS=hub|PATH|random[:SEED]] [TARGET=portable|cpu|..] [PRECISION=fp32] [SOC=sm8550] [CHECK=full|quick|none] [OUT=build/sd14-cpu]"
 	@echo "  make bench|report [PACKAGE=build/demo/package]"
 
 setup: $(SETUP) ## Make the environment .venv with the pinned packages
@@ -85,8 +86,8 @@ lint: setup ## Check the style and the types of the Python files
 	$(BIN)/mypy
 
 # The recipe's line is the equivalent command: make prints it.
-export: kernels ## Make one package: MODEL, WEIGHTS, TARGET, PRECISION, CHECK, OUT
-	$(BIN)/python -m export "$(MODEL)" "$(OUT)" --target $(TARGET)$(if $(WEIGHTS), --weights "$(WEIGHTS)")$(if $(PRECISION), --precision $(PRECISION))$(if $(CHECK), --check $(CHECK))
+export: kernels ## Make one package: MODEL, WEIGHTS, TARGET, PRECISION, SOC, CHECK, OUT
+	$(BIN)/python -m export "$(MODEL)" "$(OUT)" --target $(TARGET)$(if $(WEIGHTS), --weights "$(WEIGHTS)")$(if $(PRECISION), --precision $(PRECISION))$(if $(SOC), --soc $(SOC))$(if $(CHECK), --check $(CHECK))
 
 parity-full: kernels ## Hold every component of MODEL in full size against torch, one at a time: MODEL, WEIGHTS
 	$(BIN)/python -m export.parity_full "$(MODEL)"$(if $(filter-out file,$(origin TARGET)), --target $(TARGET)) --weights "$(or $(WEIGHTS),random)" \
