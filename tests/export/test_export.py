@@ -98,7 +98,7 @@ def refused(result: Result, code: int, sentence: str, out: Path) -> None:
     ("SMALL", ("--batch", -1), "a batch of -1 is not possible: give 1 or more"),
     ("SMALL", ("--batch", 0), "a batch of 0 is not possible: give 1 or more"),
     ("SMALL", ("--target", "toaster"), "There is no pipeline for the target 'toaster'. There is one for"),
-    ("SMALL", ("--precision", "int4"), "The target 'portable' does not have the precision 'int4': it has fp32, fp16, w8, w4."),
+    ("SMALL", ("--precision", "int4"), "The target 'portable' does not have the precision 'int4': it has fp32, fp16, w8, w4, a16w8."),
     ("SMALL", ("--lora", "style.safetensors:0.8"), "--lora is not there yet: this version exports a checkpoint as it is"),
     ("SMALL", ("--controlnet", "canny"), "--controlnet is not there yet: this version exports a checkpoint as it is"),
     ("SMALL", ("--weights", "random:abc"), "'random:abc' names no seed: write random or random:SEED"),

@@ -65,7 +65,8 @@ def test_base_and_refiner_in_one_command(sdxl_package: Path, refiner_package: Pa
     picture, text = read(tmp_path / "p.png")
     settings = Settings.one_prompt(PROMPT, steps=5, sizes=SizeConditioning(target=(96, 80), aesthetic_score=7.5))
     packages = [Package.open(path) for path in (sdxl_package, refiner_package)]
-    np.testing.assert_array_equal(picture, base_and_refiner(*packages, settings, 0.6).images[0])
+    # with little memory weights are not packed, and sums run in another order: a level that lies between two may fall to either
+    np.testing.assert_allclose(picture.astype(int), base_and_refiner(*packages, settings, 0.6).images[0], rtol=0, atol=1)
     digest = sha256_of(refiner_package / NAME)
     expected = {"model": "tiny-sdxl", "refiner": "tiny-sdxl-refiner", "refiner_sha256": digest, "handover": "0.6", "target_size": "96x80",
                 "refiner_aesthetic_score": "7.5", "refiner_negative_aesthetic_score": "2.5", "refiner_guidance": "5"}  # fmt: skip
