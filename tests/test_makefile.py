@@ -49,7 +49,8 @@ def test_help_is_the_default_and_lists_every_target(arguments: tuple[str, ...]) 
 
 
 def test_export_runs_the_command_that_its_variables_name() -> None:
-    recipe = make("-n", "export", "MODEL=sd14", "WEIGHTS=random:7", "TARGET=qnn", "PRECISION=fp16", "SOC=sm8650", "CHECK=quick").splitlines()[-1]
+    asked = ("MODEL=sd14", "WEIGHTS=random:7", "TARGET=qnn", "PRECISION=fp16", "SOC=sm8650", "CHECK=quick")
+    recipe = make("-n", "export", *asked).splitlines()[-1]
     assert shlex.split(recipe) == [
         *(".venv/bin/python", "-m", "export", "sd14", "build/sd14-qnn"),
         *("--target", "qnn", "--weights", "random:7", "--precision", "fp16", "--soc", "sm8650", "--check", "quick"),
