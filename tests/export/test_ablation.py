@@ -46,6 +46,17 @@ def test_a_row_is_held_against_torch_before_its_time_counts(tiny_package: Path, 
         ablation.ablation(Package.open(tiny_package), checkpoint, 64, 64, 1, 1)
 
 
+def test_a_row_is_compared_with_the_baseline_around_it(tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([100.0, 40.0, 60.0, 30.0, 20.0])  # baseline, a row, the baseline again, a row, the baseline
+    measured = ablation.start
+    monkeypatch.setattr(ablation, "start", lambda job, folder: {**measured(job, folder), "median_ms": next(seconds)})
+    monkeypatch.setattr(ablation, "COMPONENTS", ("vae_decoder",))
+    nothing = Pass("nothing", lambda model: 0)
+    monkeypatch.setattr(ablation, "rows", lambda policy: (("baseline", ()), ("a", (nothing,)), ("b", (nothing,))))
+    rows = ablation.ablation(Package.open(tiny_package), open_checkpoint("tiny", None, tmp_path), 64, 64, 1, 1)
+    assert [(row["baseline_ms"], row["reduction"]) for row in rows] == [(100.0, 0.0), (80.0, 0.5), (40.0, 0.25)]
+
+
 def test_the_baseline_is_portable(tiny_package: Path, tmp_path: Path) -> None:
     package = Package.open(tiny_package)
     other = Package(package.path, replace(package.manifest, target="cpu"))
@@ -54,7 +65,7 @@ def test_the_baseline_is_portable(tiny_package: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_says_what_a_row_gains() -> None:
-    row = {"row": "baseline", "component": "unet", "median_ms": 200.0, "reduction": 0.0, "snr_db": 120.0, "peak_rss_mb": 50.0}
-    text = ablation.table([row, {**row, "row": "Winograd", "median_ms": 95.6, "reduction": 0.522}])
-    assert text.splitlines()[2].split() == ["baseline", "200.0", "0.0", "%", "120.0", "dB", "50"]
-    assert text.splitlines()[3].split() == ["Winograd", "95.6", "-52.2", "%", "120.0", "dB", "50"]
+    row = {"row": "baseline", "component": "unet", "median_ms": 200.0, "baseline_ms": 200.0, "snr_db": 120.0, "peak_rss_mb": 50.0}
+    text = ablation.table([{**row, "reduction": 0.0}, {**row, "row": "Winograd", "median_ms": 95.6, "reduction": 0.522}])
+    assert text.splitlines()[2].split() == ["baseline", "200.0", "200.0", "0.0", "%", "120.0", "dB", "50"]
+    assert text.splitlines()[3].split() == ["Winograd", "95.6", "200.0", "-52.2", "%", "120.0", "dB", "50"]
