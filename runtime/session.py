@@ -184,7 +184,9 @@ class Sessions:
         library = custom_ops_library()
         try:
             # by path and not as bytes: so external data is mapped and not read
-            session = ort.InferenceSession(str(file), self._options(library, provider), enable_fallback=0)
+            # bodies recover a layer's weights from their transforms when it runs: folded, those of all layers would be in memory
+            without = ["ConstantFolding"] if self._custom_ops(component) and library is None else []
+            session = ort.InferenceSession(str(file), self._options(library, provider), enable_fallback=0, disabled_optimizers=without)
         except Exception as error:  # ONNX Runtime's errors share no class of their own
             raise self._refused(component, library, error) from error
         if provider.ort_name not in session.get_providers():  # it only warns when a provider's driver is missing
@@ -208,12 +210,15 @@ class Sessions:
         provider.add_to(options)
         return options
 
+    def _custom_ops(self, component: str) -> list[str]:
+        """Ours in a component: those of ONNX Runtime have a domain before their name."""
+        return [name for name in self.package.manifest.components[component].custom_ops if "." not in name]
+
     def _refused(self, component: str, library: Path | None, error: Exception) -> InputError:
         sentence = f"ONNX Runtime can't load '{component}' on {self.provider.name}: {_first_line(error)}"
-        ours = [name for name in self.package.manifest.components[component].custom_ops if "." not in name]
         if self.package.manifest.target == "cuda" and self.provider.name != "cuda":
             sentence += ": the package is for cuda, and other providers lack some of its operators: give --ep cuda, or export it for cpu"
-        elif ours or CUSTOM_OPS_DOMAIN in str(error):
+        elif self._custom_ops(component) or CUSTOM_OPS_DOMAIN in str(error):
             if library is None:
                 sentence += f" (it has custom ops of '{CUSTOM_OPS_DOMAIN}': build their library with 'make kernels')"
             else:
