@@ -59,8 +59,7 @@ def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0, compiled: 
     if compiled:  # after all else, one at a time; the graph of one goes when its binary is there
         memory = max(memory, PYTHON_AND_GRAPH + COMPILER_GROWTH * max(sizes.values()))
         seconds += package / COMPILED_BYTES_PER_SECOND
-    scratch = checkpoint.scratch_bytes() if runs else 0  # torch's own modules need their weights in a file
-    disk = package + scratch + (max(sizes.values()) / 2 if compiled else 0) + 0.05 * GB
+    disk = package + (max(sizes.values()) / 2 if compiled else 0) + 0.05 * GB
     return Estimate(memory, disk, package / 2 if compiled else package, seconds)
 
 

@@ -135,8 +135,7 @@ def parity_full(checkpoint: Checkpoint, target: str, work: Path, step: Callable[
             expected = component_outputs(component, inputs)
             parameters = component.parameters
             del component
-            gc.collect()  # so that the mapping goes before its file
-            checkpoint.forget()
+            gc.collect()  # the mapping of its weights goes
             clock.append(time.perf_counter())
 
             step(f"{name}: trace")
@@ -171,7 +170,7 @@ def parity_full(checkpoint: Checkpoint, target: str, work: Path, step: Callable[
 @click.option("--weights", help="As for python -m export.")
 @click.option("--target", default="portable")
 @click.option("--component", "only", multiple=True, metavar="NAME", help="Only this one; repeatable.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build"), help="Where the weights of one component have room.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build"), help="Where the package of one component has room.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write what was measured to this file.")
 def main(model: str, weights: str | None, target: str, only: tuple[str, ...], work: Path, report: Path | None) -> None:
     """Holds every component of MODEL in full size against torch, one at a time, and prints what was measured."""

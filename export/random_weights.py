@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from export.safetensors_file import BLOCK, write_float32
+from export.safetensors_file import BLOCK
 
 # What a layer's name says of its gain: the first end of a name that fits counts.
 GAINS = (
@@ -72,29 +70,13 @@ def _spread(owner_name: str, owner: torch.nn.Module, name: str, parameter: torch
     return Spread(0.0, 1.0)  # concept_embeds, class_embedding: directions
 
 
-def values(seed: int, component: str, name: str, count: int, spread: Spread) -> Iterator[np.ndarray]:
-    """The `count` elements of one tensor in blocks that share a buffer: float32."""
+def fill_random(out: np.ndarray, seed: int, component: str, name: str, spread: Spread) -> None:
+    """Puts the elements of one tensor into `out`, float32 [count], in blocks that stay in a core's cache."""
     words = np.frombuffer(hashlib.sha256(f"{component}/{name}".encode()).digest(), dtype="<u4")
     generator = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *words.tolist()])))
-    buffer = np.empty(min(BLOCK, count), dtype=np.float32)
-    for start in range(0, count, BLOCK):
-        block = buffer[: min(BLOCK, count - start)]
+    for start in range(0, out.size, BLOCK):
+        block = out[start : start + BLOCK]
         generator.random(dtype=np.float32, out=block)
         block -= np.float32(0.5)
         block *= np.float32(spread.deviation * math.sqrt(12))  # a uniform distribution of width w deviates by w / sqrt(12)
         block += np.float32(spread.mean)
-        yield block
-
-
-def fill_random(out: np.ndarray, seed: int, component: str, name: str, spread: Spread) -> None:
-    """Puts one tensor into `out`, float32 [count]: the numbers that `values` gives."""
-    start = 0
-    for block in values(seed, component, name, out.size, spread):
-        out[start : start + block.size] = block
-        start += block.size
-
-
-def write_random(path: Path, seed: int, component: str, shapes: dict[str, tuple[int, ...]], distributions: dict[str, Spread],
-                 progress: Callable[[int], object] | None = None) -> None:
-    """Writes seeded weights of these shapes and `spreads` to a safetensors file, float32, tensor by tensor. No module is made for it."""
-    write_float32(path, shapes, lambda name: values(seed, component, name, math.prod(shapes[name]), distributions[name]), progress)

@@ -1,22 +1,18 @@
-"""A safetensors file that never enters memory: tensors as views of the mapped file, and a writer that goes tensor by tensor.
+"""A safetensors file that never enters memory: tensors as views of the mapped file.
 
 Format: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape, data_offsets), the tensors' bytes.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import mmap
-import os
 import struct
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from runtime.errors import InputError
@@ -26,7 +22,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
-BLOCK = 1 << 18  # elements that are in memory at once, per thread: what a core's cache holds
+BLOCK = 1 << 18  # elements that are looked at or made at once: what a core's cache holds
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 # a private mapping may be written to without touching the file; without a reservation it may exceed the machine's memory
@@ -71,63 +67,6 @@ def _read_header(path: Path, length_bytes: bytes, read: Callable[[int], bytes], 
     if needed > size:
         raise InputError(f"'{path}' is truncated: {size} bytes where its header needs {needed}: copy or download it again")
     return {name: (dtype, shape, begin) for name, (dtype, shape, begin, _) in entries.items()}, 8 + length
-
-
-def write_float32(path: Path, shapes: dict[str, tuple[int, ...]], blocks: Callable[[str], Iterator[np.ndarray]],
-                  progress: Callable[[int], object] | None = None) -> None:
-    """Writes tensors as float32. `blocks(name)` yields a tensor's elements in order, as flat float32 arrays that may share one buffer.
-
-    Two threads, each with its own tensor; `progress` gets the number of bytes of each block as it is written. Nothing stands at `path`
-    unless all of it does. Errors: InputError where the disk is full.
-    """
-    places: dict[str, tuple[int, int]] = {}
-    offset = 0
-    for name, shape in shapes.items():
-        places[name] = (offset, offset + 4 * math.prod(shape))
-        offset = places[name][1]
-    header = {name: {"dtype": "F32", "shape": list(shape), "data_offsets": places[name]} for name, shape in shapes.items()}
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    text += b" " * (-len(text) % 8)  # so that every tensor is aligned
-    start = 8 + len(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, start + offset)  # a full disk is told before the work
-            os.pwrite(file.fileno(), struct.pack("<Q", len(text)) + text, 0)
-
-            def write(name: str) -> None:
-                position, end = (start + at for at in places[name])
-                for block in blocks(name):
-                    data = block.astype("<f4", copy=False).data.cast("B")
-                    while data:
-                        written = os.pwrite(file.fileno(), data, position)
-                        data, position = data[written:], position + written
-                    if progress is not None:
-                        progress(block.nbytes)
-                if position != end:
-                    raise ValueError(f"'{name}' got {position - end} bytes more than its shape holds")
-
-            with ThreadPoolExecutor(2) as pool:
-                list(pool.map(write, header))
-        part.replace(path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        gigabytes = (start + offset) / 1e9
-        raise InputError(f"the disk of '{path.parent}' is full: '{path.name}' needs {gigabytes:.1f} GB there: free some space, or choose "
-                         "another disk") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def float32_blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
-    """The elements of a mapped tensor of any float type in order, as float32, block by block."""
-    # a contiguous view is not copied here, and the others are as small as a slice of a checkpoint's fused weight
-    flat = tensor.detach().reshape(-1)
-    for start in range(0, flat.numel(), BLOCK):
-        yield flat[start : start + BLOCK].to(torch.float32).numpy()
 
 
 def first_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:

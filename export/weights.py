@@ -4,8 +4,9 @@
     unet = checkpoint.module("unet")
     checkpoint.provenance()   # waits for the hashes, which are counted in the background
 
-Opening reads headers and configs only, and refuses what does not fit together. Weights never enter anonymous memory: float32 safetensors
-are mapped where they lie; anything else is streamed, a block at a time, into a float32 safetensors file under `work` and mapped there.
+Opening reads headers and configs only, and refuses what does not fit together. Weights are never copied as a whole, neither to memory nor
+to a disk: float32 is mapped where it lies; what is stored in another precision, or made up, becomes float32 layer by layer while a module
+runs, and tensor by tensor while a graph is written.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,10 +28,11 @@ from export.aliases import Alias
 from export.architecture import OPTIONAL, Architecture, of_alias, of_folder
 from export.pickle_file import SUFFIXES
 from export.provenance import Hashes
-from export.random_weights import Spread, fill_random, spreads, write_random
-from export.safetensors_file import first_not_finite, float32_blocks, write_float32
+from export.random_weights import Spread, fill_random, spreads
+from export.safetensors_file import first_not_finite
 from export.skeletons import check, fill, renamed, shapes, skeleton
 from export.stored import read, weight_files
+from export.streamed import HELD, absent, stream
 from export.tokenizer_files import STAND_IN, stand_in_files, tokenizer_files
 from runtime.errors import InputError, Unavailable
 
@@ -56,24 +56,18 @@ class Checkpoint:
     options: dict[str, Any]
     files: dict[str, Path]
     source: dict[str, Any]
-    work: Path
     shapes: dict[str, dict[str, tuple[int, ...]]]
     stored: dict[str, Callable[[], Tensors]]  # a component's tensors as they are stored, mapped; empty for random weights
     hashes: Hashes
     distributions: dict[str, dict[str, Spread]] = field(default_factory=dict)  # of random weights, by component and tensor
     opened: dict[str, Tensors] = field(default_factory=dict)  # those that `array` reads: a header has thousands of entries
-    mapped: dict[str, Callable[[], Tensors]] = field(default_factory=dict)  # those of the components that are prepared, float32
-    locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))
+    finite: set[str] = field(default_factory=set)  # the components whose weights have been looked through
     # Of an outline: what stands in the place of each component's weights. Kept, so that nothing else ever gets one of its addresses.
     empty: dict[str, dict[str, torch.Tensor]] | None = None
 
     def parameters(self, name: str) -> int:
         """Number of weights of a component, from shapes alone."""
         return sum(math.prod(shape) for shape in self.shapes[name].values())
-
-    def scratch_bytes(self) -> int:
-        """What `module` will write under `work`, over all components: nothing for those that are float32 safetensors already."""
-        return sum(4 * self.parameters(name) for name in self.configs if not self.stored or not _mappable(self.stored[name]()))
 
     def outline(self) -> Checkpoint:
         """The same model for tracing: its modules' parameters are memory that nobody has ever touched, and `array` has what belongs there.
@@ -84,57 +78,47 @@ class Checkpoint:
 
     def array(self, name: str, key: str) -> np.ndarray:
         """One tensor of a component, float32: made, converted, or a view of the mapped file."""
-        shape = self.shapes[name][key]
-        if self.stored:
-            if name not in self.opened:
-                self.opened[name] = self.stored[name]()
-            return self.opened[name][key].to(torch.float32).numpy().reshape(shape)
-        made = np.empty(math.prod(shape), np.float32)
-        fill_random(made, self.source["seed"], name, key, self.distributions[name][key])
-        return made.reshape(shape)
+        if self.stored and name not in self.opened:
+            self.opened[name] = self.stored[name]()
+        made: np.ndarray = self._weight(name, self.opened.get(name), key).numpy()
+        return made
+
+    def _weight(self, name: str, stored: Tensors | None, key: str) -> torch.Tensor:
+        if stored is not None:
+            tensor = stored[key]
+            return tensor if _mappable(tensor) else tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        made = torch.empty(self.shapes[name][key])
+        fill_random(made.numpy().reshape(-1), self.source["seed"], name, key, self.distributions[name][key])
+        return made
 
     def check_finite(self, name: str) -> None:
-        """Reads a component's weights once. Errors: InputError where one is NaN or infinite."""
-        broken = first_not_finite(self.stored[name]()) if self.stored else None
+        """Reads a component's weights, once. Errors: InputError where one is NaN or infinite."""
+        if not self.stored or name in self.finite:
+            return
+        broken = first_not_finite(self.stored[name]())
         if broken is not None:
             raise InputError(f"the tensor '{name}/{broken}' of '{self.alias}' has NaN or infinite weights: the checkpoint is damaged")
+        self.finite.add(name)
 
-    def module(self, name: str, progress: Callable[[int], object] | None = None) -> torch.nn.Module:
-        """A component as a torch module: float32, eval, no gradients; its parameters are private views of a mapped file.
+    def module(self, name: str) -> torch.nn.Module:
+        """A component as a torch module: float32, eval, no gradients.
 
-        Each call gives a module of its own: what is written to its parameters stays there. Weights that can't be mapped as they are
-        stored are first made or converted under `work`, with `progress` in bytes. Errors: InputError where a weight is NaN or infinite,
-        or the disk is full.
+        Each call gives a module of its own, whose parameters are private: views of the mapped file where that is float32, else small ones
+        are tensors, and those of more than HELD elements come when their layer runs and are NaN before and after (see `streamed`).
+        Errors: InputError where a weight is NaN or infinite.
         """
-        if self.empty is None:
-            self._prepare(name, progress)
-            return fill(skeleton(name, self.configs[name]), self.mapped[name]())
-        if name not in self.empty:
-            self.empty[name] = {key: torch.empty(shape) for key, shape in self.shapes[name].items()}
-        return fill(skeleton(name, self.configs[name]), self.empty[name])
-
-    def _prepare(self, name: str, progress: Callable[[int], object] | None) -> None:
-        with self.locks[name]:
-            if name in self.mapped:
-                return
-            path = self.work / f"{name}.safetensors"
-            if not self.stored:
-                write_random(path, self.source["seed"], name, self.shapes[name], self.distributions[name], progress)
-                self.mapped[name] = partial(read, [path])
-                return
-            self.check_finite(name)
-            tensors = self.stored[name]()
-            if _mappable(tensors):
-                self.mapped[name] = self.stored[name]
-            else:
-                write_float32(path, self.shapes[name], lambda key: float32_blocks(tensors[key]), progress)
-                self.mapped[name] = partial(read, [path])
-
-    def forget(self) -> None:
-        """Removes what `module` has written under `work`: it is made again when it is asked for."""
-        self.mapped.clear()
-        for name in self.configs:
-            (self.work / f"{name}.safetensors").unlink(missing_ok=True)
+        module = skeleton(name, self.configs[name])
+        shapes = self.shapes[name]
+        if self.empty is not None:
+            if name not in self.empty:
+                self.empty[name] = {key: torch.empty(shape) for key, shape in shapes.items()}
+            return fill(module, self.empty[name])
+        self.check_finite(name)
+        stored = self.stored[name]() if self.stored else None
+        weight = partial(self._weight, name, stored)
+        streamed = {key for key, shape in shapes.items() if math.prod(shape) > HELD and not (stored and _mappable(stored[key]))}
+        fill(module, {key: absent(shape) if key in streamed else weight(key) for key, shape in shapes.items()})
+        return stream(module, streamed, weight)
 
     def provenance(self) -> dict[str, Any]:
         """`source` with sha256 {file: hexadecimal digits} of every file that was read; waits until they are known."""
@@ -234,7 +218,7 @@ def _open_folder(named: _Named, folder: Path, architecture: Architecture, source
         stored[part] = partial(_of_folder, part, weights, wanted[part], allow_pickle)
         check(part, stored[part](), wanted[part], f"'{folder}'", architecture.name)
     files = _tokenizers(named, architecture, folder, work) | _preprocessor(architecture, folder, work)
-    return _checkpoint(architecture, files, source, work, wanted, stored, hashed)
+    return _checkpoint(architecture, files, source, wanted, stored, hashed)
 
 
 def _open_file(named: _Named, file: Path, source: dict[str, Any], work: Path, allow_pickle: bool) -> Checkpoint:
@@ -251,7 +235,7 @@ def _open_file(named: _Named, file: Path, source: dict[str, Any], work: Path, al
     if named.path == file:
         base = ldm.alias(everything, file)
         named = _Named(named.name, base, repository=base.repository)
-    return _checkpoint(architecture, _tokenizers(named, architecture, file.parent, work), source, work, wanted, stored, {file.name: file})
+    return _checkpoint(architecture, _tokenizers(named, architecture, file.parent, work), source, wanted, stored, {file.name: file})
 
 
 def _of_folder(part: str, files: list[Path], wanted: dict[str, tuple[int, ...]], allow_pickle: bool) -> Tensors:
@@ -273,17 +257,17 @@ def _open_random(named: _Named, seed: int, work: Path) -> Checkpoint:
         folder = named.path or hub.snapshot(named.repository, (*hub.CONFIGS, *hub.TOKENIZER), "unet/config.json")[0]
         files = _tokenizers(named, architecture, folder, work)
     made = {part: skeleton(part, config) for part, config in architecture.configs.items()}
-    opened = _checkpoint(architecture, files | _preprocessor(architecture, folder, work), source, work,
+    opened = _checkpoint(architecture, files | _preprocessor(architecture, folder, work), source,
                          {part: shapes(module) for part, module in made.items()}, {}, {})
     return replace(opened, distributions={part: spreads(module) for part, module in made.items()})
 
 
-def _checkpoint(architecture: Architecture, files: dict[str, Path], source: dict[str, Any], work: Path,
+def _checkpoint(architecture: Architecture, files: dict[str, Path], source: dict[str, Any],
                 wanted: dict[str, dict[str, tuple[int, ...]]], stored: dict[str, Callable[[], Tensors]],
                 hashed: dict[str, Path]) -> Checkpoint:
     hashes = Hashes({**hashed, **files} if hashed else {})  # random weights have no files to name
     return Checkpoint(architecture.name, architecture.family, architecture.configs, architecture.scheduler, architecture.options, files,
-                      source, work, wanted, stored, hashes)
+                      source, wanted, stored, hashes)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------------------
@@ -293,9 +277,9 @@ def _shapes(architecture: Architecture) -> dict[str, dict[str, tuple[int, ...]]]
     return {part: shapes(skeleton(part, config)) for part, config in architecture.configs.items()}
 
 
-def _mappable(tensors: Tensors) -> bool:
-    """Whether a module can use the stored tensors as they are: float32, contiguous, aligned."""
-    return all(tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.data_ptr() % 4 == 0 for tensor in tensors.values())
+def _mappable(tensor: torch.Tensor) -> bool:
+    """Whether a module can use a stored tensor as it is: float32, contiguous, aligned."""
+    return tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.data_ptr() % 4 == 0
 
 
 def _tokenizers(named: _Named, architecture: Architecture, beside: Path, work: Path) -> dict[str, Path]:

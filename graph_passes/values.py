@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -51,9 +52,26 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array of a constant of at most SMALL bytes, else None."""
     if not is_constant(value):
         return None
-    tensor = value.const_value
-    assert tensor is not None
+    tensor = stored(value)
     return tensor.numpy() if tensor.nbytes <= SMALL and not tensor.dtype.is_string() else None
+
+
+def stored(value: ir.Value | None) -> ir.TensorProtocol:
+    """The tensor of what is known to be a constant; it may still lie in its file."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value
+
+
+def lengths(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a tensor, whose sizes are numbers always."""
+    return tuple(tensor.shape.numpy())
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that a node stands in, where it is known to stand in one, and in no function."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
 
 
 def dimensions(value: ir.Value | None) -> tuple[Dimension, ...] | None:
@@ -109,6 +127,11 @@ def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir
     value = ir.Value(name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def add_made(graph: ir.Graph, name: str, make: Callable[[], ir.TensorProtocol], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+    """A new initializer whose tensor `make` makes while it is written, so that none is held in memory before."""
+    return add_initializer(graph, ir.LazyTensor(make, dtype, ir.Shape(shape)), name)
 
 
 def nodes(model: ir.Model) -> int:

@@ -19,16 +19,19 @@ from graph_passes.rule import emit, emit_constant, replace
 from graph_passes.step import Pass
 from graph_passes.values import (
     Dimension,
-    add_initializer,
+    add_made,
     constant,
     dimensions,
+    graph_of,
     integer,
     integers,
     is_constant,
     is_standard,
+    lengths,
     operands,
     producer,
     static_shape,
+    stored,
 )
 
 TO_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1)}
@@ -208,13 +211,10 @@ def _turned_constant(value: ir.Value, rank: int, before: ir.Node) -> ir.Value | 
         return value  # a number, whatever the order of the axes
     if not is_constant(value) or shape is None or rank not in TO_LAST or len(shape) > rank or len(shape) == 0:
         return None
-    source, graph = value.const_value, before.graph
-    assert source is not None
-    assert isinstance(graph, ir.Graph)
+    source = stored(value)
     whole = (1,) * (rank - len(shape)) + shape
-    compute = functools.partial(_moved_from, source, whole, TO_LAST[rank])
-    turned = ir.LazyTensor(compute, source.dtype, ir.Shape([whole[axis] for axis in TO_LAST[rank]]))
-    return add_initializer(graph, turned, f"{value.name}.channels_last")
+    make = functools.partial(_moved_from, source, whole, TO_LAST[rank])
+    return add_made(graph_of(before), f"{value.name}.channels_last", make, source.dtype, [whole[axis] for axis in TO_LAST[rank]])
 
 
 def _moved_from(source: ir.TensorProtocol, shape: tuple[int, ...], order: tuple[int, ...]) -> ir.Tensor:
@@ -224,12 +224,10 @@ def _moved_from(source: ir.TensorProtocol, shape: tuple[int, ...], order: tuple[
 
 def _turned(weight: ir.Value, before: ir.Node) -> ir.Value:
     """[channels out, channels in, height, width] as [channels out, height, width, channels in]."""
-    source, graph = weight.const_value, before.graph
-    assert source is not None
-    assert isinstance(graph, ir.Graph)
-    shape = [int(source.shape[axis]) for axis in TO_LAST[4]]  # type: ignore[arg-type]
-    compute = functools.partial(moved, source, TO_LAST[4], tuple(shape), source.dtype)
-    return add_initializer(graph, ir.LazyTensor(compute, source.dtype, ir.Shape(shape)), f"{weight.name}.channels_last")
+    source = stored(weight)
+    shape = tuple(lengths(source)[axis] for axis in TO_LAST[4])
+    make = functools.partial(moved, source, TO_LAST[4], shape, source.dtype)
+    return add_made(graph_of(before), f"{weight.name}.channels_last", make, source.dtype, shape)
 
 
 def _run(model: ir.Model) -> int:

@@ -6,15 +6,16 @@ each group an even number of channels, at most 512. Its variance is E[x^2] - E[x
 
 from __future__ import annotations
 
+import functools
 import math
 
-import numpy as np
 import onnx_ir as ir
 
 from graph_passes.contrib.nodes import TYPES, insert
 from graph_passes.ops.group_norm import Site, find_site, is_candidate, per_channel
+from graph_passes.passes.weights import moved
 from graph_passes.rule import Refused, adopt, emit, fusion, replace
-from graph_passes.values import add_initializer, dimensions, is_constant, static_shape
+from graph_passes.values import add_made, dimensions, graph_of, is_constant, lengths, static_shape, stored
 
 MOST_CHANNELS = 512  # of a group: a block of threads sums one group at least
 
@@ -47,11 +48,9 @@ def _in_float32(value: ir.Value, before: ir.Node) -> ir.Value:
         return value
     if not is_constant(value):
         return emit(before, "Cast", [value], {"to": ir.DataType.FLOAT.value}, suffix="_float")
-    tensor, graph = value.const_value, before.graph
-    assert tensor is not None
-    assert isinstance(graph, ir.Graph)
-    single = ir.LazyTensor(lambda: ir.tensor(tensor.numpy().astype(np.float32)), ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()))
-    return add_initializer(graph, single, f"{value.name}_float")
+    tensor = stored(value)
+    make = functools.partial(moved, tensor, None, lengths(tensor), ir.DataType.FLOAT)
+    return add_made(graph_of(before), f"{value.name}_float", make, ir.DataType.FLOAT, lengths(tensor))
 
 
 FUSE_CONTRIB_GROUP_NORM = fusion("fuse com.microsoft group norm", is_candidate, _site, _fuse)

@@ -14,7 +14,17 @@ import onnx_ir as ir
 
 from graph_passes.contrib.nodes import bias_of, insert, is_contrib
 from graph_passes.rule import Refused, adopt, emit, emit_constant, fusion, replace
-from graph_passes.values import Dimension, add_initializer, dimensions, integer, is_constant, is_standard, static_shape
+from graph_passes.values import (
+    Dimension,
+    add_made,
+    dimensions,
+    graph_of,
+    integer,
+    is_constant,
+    is_standard,
+    static_shape,
+    stored,
+)
 
 
 @dataclass(frozen=True)
@@ -99,12 +109,10 @@ def _known(value: ir.Value, like: ir.Value, *sizes: Dimension) -> ir.Value:
 
 def _packed(values: list[ir.Value], site: _Site, shape: tuple[int, ...], before: ir.Node) -> ir.Value:
     """[..., heads, number of values, dim] of several [..., heads * dim], as one initializer that is made when it is written."""
-    sources = [value.const_value for value in values if value.const_value is not None]
-    first = sources[0]
-    assert isinstance(before.graph, ir.Graph)
-    compute = functools.partial(_interleaved, sources, site.heads, site.dim, first.dtype)
-    name = f"{values[0].name}.{'qkv' if len(values) == 3 else 'kv'}"
-    return add_initializer(before.graph, ir.LazyTensor(compute, first.dtype, ir.Shape(shape)), name)
+    sources = [stored(value) for value in values]
+    dtype = sources[0].dtype
+    make = functools.partial(_interleaved, sources, site.heads, site.dim, dtype)
+    return add_made(graph_of(before), f"{values[0].name}.{'qkv' if len(values) == 3 else 'kv'}", make, dtype, shape)
 
 
 def _interleaved(sources: list[ir.TensorProtocol], heads: int, dim: int, dtype: ir.DataType) -> ir.Tensor:

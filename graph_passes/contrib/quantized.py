@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.rule import emit, emit_constant
-from graph_passes.values import add_initializer, constant, is_constant
+from graph_passes.values import add_made, constant, graph_of, is_constant, lengths, stored
 
 LARGEST = {ir.DataType.UINT16: 65535.0, ir.DataType.UINT8: 255.0}
 
@@ -24,7 +24,7 @@ def matmul_nbits(node: ir.Node) -> dict[int, ir.Value]:
 
 
 def _matrix(codes: ir.Value | None, scales: ir.Value | None, bits: int, rows: int) -> ir.Tensor:
-    packed, factors = (value.const_value.numpy() for value in (codes, scales))  # type: ignore[union-attr]
+    packed, factors = stored(codes).numpy(), stored(scales).numpy()
     numbers = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
     matrix = (numbers.astype(np.float32) - (1 << bits - 1)) * factors.reshape(*packed.shape[:2], 1)
     return ir.Tensor(np.ascontiguousarray(matrix.reshape(len(packed), -1)[:, :rows].T))
@@ -45,14 +45,13 @@ def dequantize_linear(node: ir.Node) -> dict[int, ir.Value]:
     """(code - zero) * scale; of constant codes a constant, with a scale to each row."""
     codes, scale, zero = [*node.inputs, None][:3]
     if is_constant(codes):
-        shape = tuple(codes.const_value.shape.numpy())  # type: ignore[union-attr]
-        return {0: _weight(node, functools.partial(_rows, codes, scale, constant(zero)), shape)}
+        return {0: _weight(node, functools.partial(_rows, codes, scale, constant(zero)), lengths(stored(codes)))}
     number = emit(node, "Cast", [codes], {"to": int(ir.DataType.FLOAT)}, "_number")
     return {0: emit(node, "Mul", [emit(node, "Sub", [number, _number(node, zero)], suffix="_centred"), scale], suffix="_value")}
 
 
 def _rows(codes: ir.Value, scales: ir.Value | None, zero: np.ndarray | None) -> ir.Tensor:
-    numbers, factors = (value.const_value.numpy().astype(np.float32) for value in (codes, scales))  # type: ignore[union-attr]
+    numbers, factors = (stored(value).numpy().astype(np.float32) for value in (codes, scales))
     numbers = numbers - (0 if zero is None else zero.astype(np.float32))
     return ir.Tensor(numbers * factors.reshape(-1, *[1] * (numbers.ndim - 1)))
 
@@ -64,5 +63,4 @@ def _number(node: ir.Node, zero: ir.Value | None) -> ir.Value:
 
 
 def _weight(node: ir.Node, compute: functools.partial[ir.Tensor], shape: tuple[int, ...]) -> ir.Value:
-    assert isinstance(node.graph, ir.Graph)
-    return add_initializer(node.graph, ir.LazyTensor(compute, ir.DataType.FLOAT, ir.Shape(shape)), f"{node.name}_weight")
+    return add_made(graph_of(node), f"{node.name}_weight", compute, ir.DataType.FLOAT, shape)

@@ -64,10 +64,11 @@ def _fuse(site: _Site, node: ir.Node) -> None:
 def _biased(value: ir.Value, add: ir.Node) -> tuple[ir.Node, ir.Value, ir.Value] | None:
     """(view, product, bias) where `value` is made of a linear layer's tokens, for `add` alone."""
     view = producer(value, "Reshape")
-    if view is None or only_user(value, "Add") is not add or len(view.inputs[0].uses()) > 1:  # type: ignore[union-attr]
+    layer = view.inputs[0] if view is not None else None
+    if view is None or layer is None or only_user(value, "Add") is not add or len(layer.uses()) > 1:
         return None
     channels = (dimensions(value) or (None,))[-1]
-    parts = bias_of(view.inputs[0].producer(), channels) if isinstance(channels, int) else None  # type: ignore[union-attr]
+    parts = bias_of(layer.producer(), channels) if isinstance(channels, int) else None
     return None if parts is None or producer(parts[0], "MatMul") is None else (view, *parts)
 
 

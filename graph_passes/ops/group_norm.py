@@ -16,7 +16,7 @@ from onnxscript.values import Opset
 
 from graph_passes.rule import Refused, adopt, emit, emit_constant, fusion, replace
 from graph_passes.values import (
-    add_initializer,
+    add_made,
     constant,
     dimensions,
     integer,
@@ -27,6 +27,7 @@ from graph_passes.values import (
     other_operand,
     producer,
     same_shape,
+    stored,
 )
 
 handheld = Opset("handheld", 1)
@@ -176,10 +177,8 @@ def per_channel(value: ir.Value, before: ir.Node) -> ir.Value:
     if len(shape) == 1:
         return value
     if is_constant(value) and isinstance(graph, ir.Graph):
-        tensor = value.const_value
-        assert tensor is not None
-        flat = ir.LazyTensor(lambda: ir.tensor(tensor.numpy().reshape(-1)), tensor.dtype, ir.Shape([tensor.size]))
-        return add_initializer(graph, flat, f"{value.name}_flat")
+        tensor = stored(value)
+        return add_made(graph, f"{value.name}_flat", lambda: ir.tensor(tensor.numpy().reshape(-1)), tensor.dtype, [tensor.size])
     return emit(before, "Reshape", [value, emit_constant(before, np.array([-1], np.int64))])
 
 

@@ -20,7 +20,9 @@ from graph_passes.rule import Refused, adopt, fusion, replace
 from graph_passes.step import Pass
 from graph_passes.values import (
     add_initializer,
+    add_made,
     dimensions,
+    graph_of,
     integer,
     is_constant,
     is_standard,
@@ -29,6 +31,7 @@ from graph_passes.values import (
     other_operand,
     same_shape,
     static_shape,
+    stored,
 )
 
 handheld = Opset("handheld", 1)
@@ -157,12 +160,10 @@ def _with_residual(site: _Site) -> _Site | None:
 
 def _fuse(site: _Site, product: ir.Node, dtype: ir.DataType) -> None:
     rows, columns = site.channels
-    source, graph = site.weight.const_value, product.graph
-    assert source is not None
-    assert isinstance(graph, ir.Graph)
-    shape = ir.Shape([-(-columns // PANEL), -(-rows // PAIR[dtype]), PANEL, PAIR[dtype]])
-    tensor = ir.LazyTensor(functools.partial(_packed, source, site.transposed, dtype), dtype, shape)
-    weights = add_initializer(graph, tensor, f"{site.weight.name}_packed")
+    graph = graph_of(product)
+    shape = (-(-columns // PANEL), -(-rows // PAIR[dtype]), PANEL, PAIR[dtype])
+    make = functools.partial(_packed, stored(site.weight), site.transposed, dtype)
+    weights = add_made(graph, f"{site.weight.name}_packed", make, dtype, shape)
     bias = site.bias
     if bias is None:
         bias = add_initializer(graph, ir.tensor(np.zeros(columns, np.float32)), f"{site.weight.name}_bias")

@@ -21,7 +21,20 @@ from onnxscript import opset14, script
 from onnxscript.values import Opset
 
 from graph_passes.rule import Refused, adopt, refusals, replace
-from graph_passes.values import add_initializer, dimensions, integer, integers, is_constant, is_standard, only_user, other_operand, producer
+from graph_passes.values import (
+    add_initializer,
+    add_made,
+    dimensions,
+    graph_of,
+    integer,
+    integers,
+    is_constant,
+    is_standard,
+    only_user,
+    other_operand,
+    producer,
+    stored,
+)
 
 handheld = Opset("handheld", 1)
 op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
@@ -253,17 +266,12 @@ def fuse_winograd(model: ir.Model, chosen: Mapping[ir.Node, tuple[int, ir.DataTy
     for convolution, (tile, dtype) in chosen.items():
         found = site(convolution)  # asked again: an Add between two sites is taken in by the first of them
         x, weights = convolution.inputs[:2]
-        graph, last = convolution.graph, found.last
-        assert isinstance(graph, ir.Graph)
+        graph, last = graph_of(convolution), found.last
         assert weights is not None
-        assert weights.const_value is not None
         if (weights, tile, dtype) not in made:
-            tensor = ir.LazyTensor(
-                functools.partial(_transformed, weights.const_value, tile, dtype),
-                dtype,
-                ir.Shape(packed_shape(found.channels_out, found.channels_in, tile, dtype)),
-            )
-            made[weights, tile, dtype] = add_initializer(graph, tensor, f"{weights.name}.winograd")
+            make = functools.partial(_transformed, stored(weights), tile, dtype)
+            shape = packed_shape(found.channels_out, found.channels_in, tile, dtype)
+            made[weights, tile, dtype] = add_made(graph, f"{weights.name}.winograd", make, dtype, shape)
         inputs = [x, made[weights, tile, dtype], _bias(convolution, found.channels_out)]
         inputs += [found.residual] if found.residual is not None else []
         attributes = {"tile": tile, "channels_out": found.channels_out}

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graph_passes.step import Pass
-from graph_passes.values import constant, is_constant, is_parameter_name, nodes
+from graph_passes.values import constant, is_constant, is_parameter_name, nodes, stored
 
 
 def merge_nodes(model: ir.Model) -> int:
@@ -37,8 +37,7 @@ def merge_initializers(model: ir.Model) -> int:
 
 def _identity(value: ir.Value) -> object:
     """What two initializers have in common if they are the same."""
-    tensor = value.const_value
-    assert tensor is not None
+    tensor = stored(value)
     form = (tensor.dtype, tuple(tensor.shape))
     if not is_parameter_name(value.name):
         array = constant(value)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graph_passes.contrib.nodes import ALWAYS_FLOAT32, DOMAIN
 from graph_passes.errors import GraphError
 from graph_passes.step import Outcome, Pass
-from graph_passes.values import DEFAULT_DOMAINS, add_initializer, is_constant, is_standard
+from graph_passes.values import DEFAULT_DOMAINS, add_initializer, is_constant, is_standard, stored
 
 Ranges = Mapping[str, tuple[float, float]]  # the least and the largest of a value, by its name
 Measure = Callable[[ir.Model], Ranges]  # ... as a graph computes them on real inputs
@@ -172,8 +172,7 @@ def _convert(graph: ir.Graph, single: Collection[ir.Node], opset: int) -> None:
 
 
 def _convert_weight(graph: ir.Graph, value: ir.Value, wanted: list[tuple[ir.Node, int, ir.DataType | None]]) -> None:
-    source = value.const_value
-    assert source is not None
+    source = stored(value)
     if not any(dtype == HALF for *_, dtype in wanted):
         return
     tensor = ir.LazyTensor(functools.partial(_rounded, source, str(value.name)), HALF, ir.Shape(source.shape.numpy()))

@@ -21,7 +21,7 @@ from graph_passes.passes.half import FLOAT, Measure, sine_arguments
 from graph_passes.passes.quantize_weights import quantized
 from graph_passes.rule import emit
 from graph_passes.step import Outcome, Pass
-from graph_passes.values import add_initializer, integer, is_constant, is_standard
+from graph_passes.values import add_initializer, add_made, graph_of, integer, is_constant, is_standard, lengths, stored
 
 STEPS = 65535
 WIDER = 1.25  # other prompts and seeds reach further than those that were measured, and of 16 bits a third of one is no loss
@@ -122,8 +122,7 @@ def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters]) -> int
 
 def _weight(node: ir.Node, index: int, value: ir.Value) -> ir.Value:
     """int8, with a scale to each output channel of a convolution or a Gemm; returns the scales."""
-    graph, shape = node.graph, tuple(value.const_value.shape.numpy())  # type: ignore[union-attr]
-    assert isinstance(graph, ir.Graph)
+    graph, shape = graph_of(node), lengths(stored(value))
     if is_standard(node, "Conv", "Gemm"):
         axis = 0 if is_standard(node, "Conv") or integer(node, "transB", 0) else 1
         moved = (shape[axis], *(size for place, size in enumerate(shape) if place != axis))
@@ -143,11 +142,8 @@ def _weight(node: ir.Node, index: int, value: ir.Value) -> ir.Value:
 
 def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) -> None:
     """int32 at the scale of the products, which is that of the activation times those of the weights."""
-    graph, source, factors = node.graph, value.const_value, weights.const_value
-    assert isinstance(graph, ir.Graph)
-    assert source is not None
-    assert factors is not None
-    many = tuple(factors.shape.numpy())
+    graph, source, factors = graph_of(node), stored(value), stored(weights)
+    many = lengths(factors)
 
     def scales() -> ir.Tensor:
         return ir.Tensor((factors.numpy() * np.float32(activation)).astype(np.float32))
@@ -156,9 +152,8 @@ def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) 
         limits = np.iinfo(np.int32)
         return ir.Tensor(np.clip(np.rint(source.numpy().astype(np.float64) / scales().numpy()), limits.min, limits.max).astype(np.int32))
 
-    shape = ir.Shape(source.shape.numpy())
-    inputs = [add_initializer(graph, ir.LazyTensor(codes, ir.DataType.INT32, shape), f"{value.name}.codes"),
-              add_initializer(graph, ir.LazyTensor(scales, FLOAT, ir.Shape(many)), f"{value.name}.scales")]
+    inputs = [add_made(graph, f"{value.name}.codes", codes, ir.DataType.INT32, lengths(source)),
+              add_made(graph, f"{value.name}.scales", scales, FLOAT, many)]
     result = emit(node, "DequantizeLinear", inputs, {"axis": 0} if many else {}, suffix="_bias")
     result.type, result.shape = value.type, value.shape
     node.replace_input_with(2, result)
@@ -166,13 +161,10 @@ def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) 
 
 def _constant(node: ir.Node, index: int, value: ir.Value) -> None:
     """16 bits, as an activation."""
-    graph, source = node.graph, value.const_value
-    assert isinstance(graph, ir.Graph)
-    assert source is not None
-    array = source.numpy()
+    graph, array = graph_of(node), stored(value).numpy()
     scale, zero, step = _constants(graph, str(value.name), float(array.min()), float(array.max()))
-    codes = np.clip(np.rint(array / np.float64(step)) + float(zero.const_value.numpy()), 0, STEPS).astype(np.uint16)  # type: ignore[union-attr]
-    stored = add_initializer(graph, ir.tensor(codes), f"{value.name}.codes")
-    back = insert(node, "DequantizeLinear", [stored, scale, zero], {}, f"{node.name}_constant_{index}").outputs[0]
+    codes = np.clip(np.rint(array / np.float64(step)) + float(stored(zero).numpy()), 0, STEPS).astype(np.uint16)
+    constant = add_initializer(graph, ir.tensor(codes), f"{value.name}.codes")
+    back = insert(node, "DequantizeLinear", [constant, scale, zero], {}, f"{node.name}_constant_{index}").outputs[0]
     back.type, back.shape = value.type, value.shape
     node.replace_input_with(index, back)

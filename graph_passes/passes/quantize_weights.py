@@ -21,7 +21,7 @@ import onnx_ir as ir
 from graph_passes.contrib.nodes import insert
 from graph_passes.rule import emit
 from graph_passes.step import Outcome, Pass
-from graph_passes.values import add_initializer, integer, is_constant, is_standard
+from graph_passes.values import add_initializer, add_made, graph_of, integer, is_constant, is_standard, lengths, stored
 
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 FEWEST = 4096  # weights of a layer: below it, there is nothing to save
@@ -44,7 +44,7 @@ def _apply(model: ir.Model, bits: int, four_bit_convolutions: bool) -> Outcome:
         weight = node.inputs[place] if is_standard(node, "MatMul", "Gemm", "Conv", "Gather") else None
         if not is_constant(weight) or weight.dtype != ir.DataType.FLOAT:
             continue
-        shape = tuple(weight.const_value.shape.numpy())  # type: ignore[union-attr]
+        shape = lengths(stored(weight))
         if why := _refusal(node, weight, shape):
             refused.append(f"{node.op_type} '{node.name}': {why}")
         elif is_standard(node, "Conv"):
@@ -159,7 +159,7 @@ def _replace(node: ir.Node, result: ir.Value) -> None:
     output = node.outputs[0]
     result.type, result.shape, name = output.type, output.shape, output.name
     output.replace_all_uses_with(result, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+    graph_of(node).remove(node, safe=True)
     result.name = name
 
 
@@ -169,8 +169,7 @@ def _replace(node: ir.Node, result: ir.Value) -> None:
 def quantized(graph: ir.Graph, weight: ir.Value, arrange: Callable[[np.ndarray], np.ndarray], bits: int, many: tuple[int, ...],
               pack: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
     """Initializers for the codes of a weight, `pack`ed to `shape`, and for the scales, `many`: one for each row that `arrange` makes."""
-    source = weight.const_value
-    assert source is not None
+    source = stored(weight)
 
     # kept once found: small, and the codes need them too
     @functools.cache
@@ -183,8 +182,8 @@ def quantized(graph: ir.Graph, weight: ir.Value, arrange: Callable[[np.ndarray],
     def written() -> ir.Tensor:
         return ir.Tensor(scales().reshape(many))
 
-    return (add_initializer(graph, ir.LazyTensor(codes, dtype, ir.Shape(shape)), f"{weight.name}.codes"),
-            add_initializer(graph, ir.LazyTensor(written, ir.DataType.FLOAT, ir.Shape(many)), f"{weight.name}.scales"))
+    return (add_made(graph, f"{weight.name}.codes", codes, dtype, shape),
+            add_made(graph, f"{weight.name}.scales", written, ir.DataType.FLOAT, many))
 
 
 def best_scales(rows: np.ndarray, bits: int) -> np.ndarray:

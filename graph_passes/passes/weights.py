@@ -13,7 +13,18 @@ import onnx_ir as ir
 
 from graph_passes.passes.constants import derived_name
 from graph_passes.step import Pass
-from graph_passes.values import SMALL, add_initializer, integer, integers, is_constant, is_parameter_name, is_standard, static_shape
+from graph_passes.values import (
+    SMALL,
+    add_made,
+    integer,
+    integers,
+    is_constant,
+    is_parameter_name,
+    is_standard,
+    lengths,
+    static_shape,
+    stored,
+)
 
 MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast")
 
@@ -26,18 +37,16 @@ def fold_weights(model: ir.Model) -> int:
             weight = node.inputs[0] if is_standard(node, *MOVES) else None
             if weight is None or not is_constant(weight) or len(weight.uses()) != 1 or node.outputs[0].is_graph_output():
                 continue
-            source, output = weight.const_value, node.outputs[0]
-            assert source is not None
+            source, output = stored(weight), node.outputs[0]
             if source.nbytes <= SMALL and not is_parameter_name(weight.name):
                 continue
             order = integers(node, "perm") or list(range(len(source.shape)))[::-1]
-            shape = tuple(int(source.shape[axis]) for axis in order) if node.op_type == "Transpose" else static_shape(output)  # type: ignore[arg-type]
+            shape = tuple(lengths(source)[axis] for axis in order) if node.op_type == "Transpose" else static_shape(output)
             dtype = ir.DataType(integer(node, "to", 0)) if node.op_type == "Cast" else source.dtype
             if shape is None or dtype.is_string():
                 continue
             compute = functools.partial(moved, source, tuple(order) if node.op_type == "Transpose" else None, shape, dtype)
-            tensor = ir.LazyTensor(compute, dtype, ir.Shape(shape))
-            output.replace_all_uses_with(add_initializer(graph, tensor, derived_name(node)))
+            output.replace_all_uses_with(add_made(graph, derived_name(node), compute, dtype, shape))
             graph.remove(node, safe=True)
             folded += 1
     return folded

@@ -12,7 +12,18 @@ import onnx_ir as ir
 
 from graph_passes.passes.weights import moved
 from graph_passes.rule import Refused, Rule, emit
-from graph_passes.values import add_initializer, dimensions, integer, integers, is_constant, only_user, producer
+from graph_passes.values import (
+    add_made,
+    dimensions,
+    graph_of,
+    integer,
+    integers,
+    is_constant,
+    lengths,
+    only_user,
+    producer,
+    stored,
+)
 
 TO_TOKENS, TO_PICTURE = [0, 2, 3, 1], [0, 3, 1, 2]
 
@@ -50,12 +61,10 @@ def _weight(conv: ir.Node) -> ir.Value:
 
 def _multiply(before: ir.Node, tokens: ir.Value, weight: ir.Value, conv: ir.Node) -> ir.Value:
     """tokens W + b, in front of `before`."""
-    source, graph = weight.const_value, before.graph
-    assert source is not None
-    assert isinstance(graph, ir.Graph)
-    columns, rows = int(source.shape[0]), int(source.shape[1])  # type: ignore[arg-type]
-    compute = functools.partial(moved, source, (1, 0, 2, 3), (rows, columns), source.dtype)
-    matrix = add_initializer(graph, ir.LazyTensor(compute, source.dtype, ir.Shape([rows, columns])), f"{weight.name}_matrix")
+    source = stored(weight)
+    columns, rows = lengths(source)[:2]
+    make = functools.partial(moved, source, (1, 0, 2, 3), (rows, columns), source.dtype)
+    matrix = add_made(graph_of(before), f"{weight.name}_matrix", make, source.dtype, [rows, columns])
     product = emit(before, "MatMul", [tokens, matrix])
     bias = conv.inputs[2] if len(conv.inputs) > 2 else None
     shape = dimensions(tokens)

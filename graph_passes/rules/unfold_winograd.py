@@ -20,7 +20,7 @@ import onnx_ir as ir
 from graph_passes.ops.winograd_conv import POINTS, is_candidate, refused_convolutions, site, weight_transform
 from graph_passes.rule import Refused, emit, emit_constant, replace
 from graph_passes.step import Outcome, Pass
-from graph_passes.values import add_initializer, static_shape
+from graph_passes.values import add_made, graph_of, static_shape, stored
 
 
 def input_transform(tile: int) -> np.ndarray:
@@ -39,12 +39,11 @@ def output_transform(tile: int) -> np.ndarray:
 
 def unfold(convolution: ir.Node, tile: int) -> ir.Value:
     """The value that takes the place of the convolution's output. Raises Refused where the sizes are free or no multiples of `tile`."""
-    found = site(convolution)
+    found, graph = site(convolution), graph_of(convolution)
     x, weights = convolution.inputs[:2]
     shape = static_shape(x)
     assert x is not None
     assert weights is not None
-    assert isinstance(convolution.graph, ir.Graph)
     if shape is None:
         raise Refused("the size of its pictures is free: fix the shapes first")
     images, channels, height, width = shape
@@ -77,11 +76,9 @@ def unfold(convolution: ir.Node, tile: int) -> ir.Value:
     inputs = add("MatMul", [matrix(np.kron(forward, forward)), tiles], "inputs", (edge**2, count))
     by_image = (edge**2, images, channels, high * wide)
     inputs = add("Reshape", [inputs, integers(*by_image)], "inputs_by_image", by_image)
-    source = weights.const_value
-    assert source is not None
-    sizes = ir.Shape([edge**2, 1, found.channels_out, channels])
-    lazy = ir.LazyTensor(functools.partial(_transformed, source, tile), source.dtype, sizes)
-    transformed = add_initializer(convolution.graph, lazy, f"{weights.name}.winograd")
+    source = stored(weights)
+    make = functools.partial(_transformed, source, tile)
+    transformed = add_made(graph, f"{weights.name}.winograd", make, source.dtype, [edge**2, 1, found.channels_out, channels])
     products = add("MatMul", [transformed, inputs], "products", (edge**2, images, found.channels_out, high * wide))
     flat = (edge**2, images * found.channels_out * high * wide)
     products = add("Reshape", [products, integers(*flat)], "products_flat", flat)

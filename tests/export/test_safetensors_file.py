@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import os
 import struct
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.safetensors_file import BLOCK, first_not_finite, float32_blocks, mapped, write_float32
+from export.safetensors_file import BLOCK, first_not_finite, mapped
 from runtime.errors import InputError
 
 
@@ -87,45 +86,6 @@ def test_a_size_that_does_not_fit_the_shape_is_refused(tmp_path: Path, offsets: 
     header = {"x": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}
     with pytest.raises(InputError, match="is damaged: the size of tensor 'x' does not fit its shape"):
         mapped(save_raw(tmp_path / "x.safetensors", header, bytes(8)))
-
-
-def test_what_is_written_is_what_safetensors_reads(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    tensors = {"half": torch.randn(2 * BLOCK + 3).to(torch.float16), "brain": torch.randn(3, 4).to(torch.bfloat16),
-               "scalar": torch.tensor(1.5), "cut": torch.randn(6, 4)[2:4]}
-    seen: list[int] = []
-    path = tmp_path / "new" / "x.safetensors"
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    write_float32(path, shapes, lambda name: float32_blocks(tensors[name]), seen.append)
-    written = load_file(path)
-    assert all(torch.equal(written[name], tensor.float()) for name, tensor in tensors.items())
-    assert sum(seen) == 4 * sum(tensor.numel() for tensor in tensors.values())
-    assert all(tensor.data_ptr() % 4 == 0 for tensor in mapped(path).values())
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    def blocks(name: str):
-        yield np.zeros(2, dtype=np.float32)
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        write_float32(tmp_path / "x.safetensors", {"x": (4,)}, blocks)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_too_few_elements_are_noticed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'x' got -8 bytes more than its shape holds"):
-        write_float32(tmp_path / "x.safetensors", {"x": (4,)}, lambda name: iter([np.zeros(2, dtype=np.float32)]))
-
-
-def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"the disk of '.*' is full: 'x.safetensors' needs 4.0 GB there"):
-        write_float32(tmp_path / "x.safetensors", {"x": (1_000_000_000,)}, lambda name: iter(()))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -46,8 +46,7 @@ def test_the_modules_of_a_folder_are_those_that_were_saved(small_folder: Path, p
         assert not module.training
         assert all(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in module.parameters())
         assert checkpoint.parameters(name) == sum(parameter.numel() for parameter in parts[name].parameters())
-    assert checkpoint.scratch_bytes() == 0
-    assert not (tmp_path / "work").exists()  # float32 is mapped where it lies
+    assert not (tmp_path / "work").exists()
 
 
 def test_nothing_else_ever_lies_where_an_outline_has_a_weight(small_folder: Path, tmp_path: Path) -> None:
@@ -94,13 +93,11 @@ def test_half_precision_is_converted_without_loss(small_folder: Path, tmp_path: 
     for name in COMPONENTS:
         rewrite(next((folder / name).glob("*.safetensors")), lambda tensors: {key: tensor.half() for key, tensor in tensors.items()})
     checkpoint = open_checkpoint(str(folder), None, tmp_path / "work")
-    written: list[int] = []
     for name in COMPONENTS:
-        state = checkpoint.module(name, written.append).state_dict()
+        state = checkpoint.module(name).state_dict()
         stored = load_file(next((folder / name).glob("*.safetensors")))
         assert all(tensor.dtype == torch.float32 for tensor in state.values())
         assert sum(tensor.double().sum() for tensor in state.values()) == sum(tensor.double().sum() for tensor in stored.values())
-    assert sum(written) == checkpoint.scratch_bytes() == sum(4 * checkpoint.parameters(name) for name in COMPONENTS)
     assert same(checkpoint.module("unet"), UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float16))
 
 
@@ -204,8 +201,6 @@ def test_a_single_file_gives_the_same_modules(small_folder: Path, tmp_path: Path
         assert made.keys() == halved.keys()
         assert all(torch.equal(made[key], halved[key]) for key in made), name
     assert checkpoint.provenance()["sha256"]["single.safetensors"] == small_model.sha256_of(file)
-    # float32 is mapped: q, k and v of OpenCLIP's fused projection are thirds of it, one after the other
-    assert checkpoint.scratch_bytes() == (0 if dtype == torch.float32 else sum(4 * checkpoint.parameters(name) for name in parts))
 
 
 def test_the_open_clip_text_encoder_is_converted_as_diffusers_does(parts: dict) -> None:
@@ -328,7 +323,6 @@ def test_random_weights_are_those_of_their_seed(small_is_tiny: Path, tmp_path: P
     assert not same(vae, other.module("vae"))
     assert first.source["seed"] == 4
     assert other.source["seed"] == 0
-    assert first.scratch_bytes() == 4 * sum(first.parameters(name) for name in first.configs)
 
 
 def test_random_weights_are_marked_and_their_tokenizer_too(small_is_tiny: Path, tmp_path: Path) -> None:
