@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,3 +32,11 @@ def small_is_tiny(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Puts the small model in the place of the embedded one, which need not be trained for these tests."""
     monkeypatch.setattr(aliases, "TINY", small_folder)
     return small_folder
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"

