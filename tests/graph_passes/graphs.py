@@ -15,6 +15,7 @@ from graph_passes.passes.constants import LIFT_CONSTANTS
 from graph_passes.passes.shapes import INFER_SHAPES
 from graph_passes.step import Pass, run
 
+KINDS = {"f": "float", "i": "int64"}
 SIZES = {"N": 3, "M": 5}  # what the dynamic dimensions of the test graphs are when they run
 
 
@@ -26,6 +27,33 @@ def graph(body: str, inputs: str, outputs: str = "float[] y", initializers: str 
         value.shape = None
     run(model, (LIFT_CONSTANTS, INFER_SHAPES))
     return model
+
+
+def weight(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+
+
+def with_weights(body: str, inputs: str, **weights: np.ndarray) -> ir.Model:
+    declared = ", ".join(f"{KINDS[array.dtype.kind]}{list(array.shape)} {name}" for name, array in weights.items())
+    model = graph(body, f"{inputs}, {declared}" if weights else inputs)
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(weights[str(value.name)], name=value.name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def read_late(model: ir.Model, name: str) -> list[str]:
+    """Makes an initializer one that is read when it is needed; returns the list that gets its name each time."""
+    value, reads = model.graph.initializers[name], []
+    tensor = value.const_value
+
+    def read() -> ir.TensorProtocol:
+        reads.append(name)
+        return tensor
+
+    value.const_value = ir.LazyTensor(read, tensor.dtype, tensor.shape)
+    return reads
 
 
 def copy(model: ir.Model) -> ir.Model:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import copy, feed, graph, ops, run_in_double, run_in_runtime
+from graphs import copy, feed, graph, ops, read_late, run_in_double, run_in_runtime, weight, with_weights
 
 from graph_passes.errors import GraphError
 from graph_passes.passes.half import HALF, Measure, Ranges, half
@@ -17,7 +17,6 @@ from graph_passes.step import run
 
 # Two roundings to 11 bits on the way of every product and sum, in graphs of at most 12 operators: 75 dB - 10 log10(24)
 ROUNDED_DB = 60.0
-KINDS = {"f": "float", "i": "int64"}
 ATTENTION = """
     q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
     turned = Transpose<perm = [0, 2, 1]>(k)
@@ -34,20 +33,6 @@ DECODER = """
     s = Mul(n, g)
     y = Conv<pads = [1, 1, 1, 1]>(s, w2)
 """
-
-
-def weight(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
-
-
-def with_weights(body: str, inputs: str, **weights: np.ndarray) -> ir.Model:
-    declared = ", ".join(f"{KINDS[array.dtype.kind]}{list(array.shape)} {name}" for name, array in weights.items())
-    model = graph(body, f"{inputs}, {declared}" if weights else inputs)
-    for value in [value for value in model.graph.inputs if value.name in weights]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(weights[str(value.name)], name=value.name)
-        model.graph.register_initializer(value)
-    return model
 
 
 def attention() -> ir.Model:
@@ -195,14 +180,8 @@ def test_a_weight_that_float16_does_not_hold_is_refused_when_it_is_written() -> 
 
 
 def test_weights_are_converted_while_they_are_written() -> None:
-    reads = []
-
-    def read() -> ir.Tensor:
-        reads.append(1)
-        return ir.Tensor(weight(8, 8))
-
     model = with_weights("y = MatMul(x, w)", "float[2,8] x", w=weight(8, 8))
-    model.graph.initializers["w"].const_value = ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape((8, 8)))
+    reads = read_late(model, "w")
     run(model, (half(),))
     assert not reads
     np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), weight(8, 8).astype(np.float16))

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import feed, ops, run_in_double, run_in_runtime
-from test_half import measured, snr, weight, with_weights
+from graphs import feed, ops, run_in_double, run_in_runtime, weight, with_weights
+from test_half import measured, snr
 
 from graph_passes.contrib.expand import expand
 from graph_passes.errors import GraphError

@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import feed, run_in_double, run_in_runtime
-from test_half import weight, with_weights
+from graphs import feed, read_late, run_in_double, run_in_runtime, weight, with_weights
 
 from graph_passes.contrib.expand import expand
 from graph_passes.errors import GraphError
@@ -126,14 +125,8 @@ def test_layers_that_keep_their_weights_say_why() -> None:
 
 
 def test_nothing_is_computed_before_it_is_written_and_the_file_is_as_small_as_it_says() -> None:
-    reads = []
-
-    def read() -> ir.Tensor:
-        reads.append(1)
-        return ir.Tensor(weight(512, 256))
-
     model = with_weights("y = MatMul(x, w)", "float[2,512] x", w=weight(512, 256))
-    model.graph.initializers["w"].const_value = ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape((512, 256)))
+    reads = read_late(model, "w")
     for bits, share in ((8, 3.7), (4, 7.0)):
         made = model.clone()
         reads.clear()

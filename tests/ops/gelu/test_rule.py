@@ -11,12 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from graph_passes.ops.gelu import FUSE_GELU
-from graph_passes.passes.constants import LIFT_CONSTANTS
-from graph_passes.passes.shapes import INFER_SHAPES
 from graph_passes.pipelines import for_target
 from graph_passes.step import run
 
 from ...architectures import Traced
+from ...graph_passes import graphs
 from ..harness import UNIT, before_and_after, copy, hold_against_torch
 from .reference import OPS, operand
 
@@ -24,12 +23,7 @@ from .reference import OPS, operand
 def graph(body: str, constants: str = "", opset: int = 20, dtype: str = "float", outputs: str = "y") -> ir.Model:
     """A model in ONNX's text form, of h [N, T, 8]."""
     ports = ", ".join(f"{dtype}[N, T, M] {name}" for name in outputs.split())
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({dtype}[N, T, 8] h) => ({ports}) <{constants}> {{ {body} }}'
-    model = ir.from_onnx_text(text)
-    for value in model.graph.outputs:
-        value.shape = None
-    run(model, (LIFT_CONSTANTS, INFER_SHAPES))
-    return model
+    return graphs.graph(body, f"{dtype}[N, T, 8] h", ports, constants, opset)
 
 
 NUMBERS = (
