@@ -39,6 +39,7 @@ from graph_passes.rules.compose_casts import COMPOSE_CASTS
 from graph_passes.rules.compose_reshapes import COMPOSE_RESHAPES
 from graph_passes.rules.compose_transposes import COMPOSE_TRANSPOSES
 from graph_passes.rules.compose_unsqueezes import COMPOSE_UNSQUEEZES
+from graph_passes.rules.einsum_as_product import EINSUM_AS_PRODUCT
 from graph_passes.rules.enlarge_by_factors import ENLARGE_BY_FACTORS
 from graph_passes.rules.fix_cast_target import FIX_CAST_TARGET
 from graph_passes.rules.fix_reshape_target import FIX_RESHAPE_TARGET
@@ -88,6 +89,7 @@ PORTABLE: tuple[Pass, ...] = (
     LIFT_CONSTANTS,
     REMOVE_IDENTITY.as_pass(),
     REMOVE_DROPOUT.as_pass(),
+    EINSUM_AS_PRODUCT.as_pass(),
     INFER_SHAPES,
     FIX_CAST_TARGET.as_pass(),
     COMPOSE_CASTS.as_pass(),

@@ -17,7 +17,9 @@ import onnx_ir as ir
 from onnxscript import opset14, script
 from onnxscript.values import Opset
 
+from graph_passes.folded_heads import after_unfolding, before_folding
 from graph_passes.rule import Refused, adopt, emit, emit_constant, fusion, replace
+from graph_passes.sizes import Element, elements, reshape_target, size_elements
 from graph_passes.step import Pass
 from graph_passes.values import add_initializer, constant, dimensions, integer, integers, is_standard, only_user, operands, producer
 
@@ -81,11 +83,16 @@ def find_site(softmax: ir.Node, types: tuple[ir.DataType, ...] = KERNEL_TYPES) -
     product = only_user(weights, "MatMul")
     if product is None or product.inputs[0] is not weights:
         raise Refused("its output is not read by one product with values alone")
-    last = only_user(product.outputs[0], "Transpose")
+    result = product.outputs[0]
+    folded = _is_folded(result)
+    apart = after_unfolding(result) if folded else result
+    last = only_user(apart, "Transpose") if apart is not None else None
     if last is None or _permutation(last) != TOKENS_FIRST:
         raise Refused("the product with the values is not read by one transpose to [batch, tokens, heads, dim] alone")
     scores, mask, scale = _scores(softmax)
-    if integer(softmax, "axis", -1) not in (-1, 3):
+    if mask is not None and folded:
+        raise Refused("the mask is added to heads that are folded into the batch")
+    if integer(softmax, "axis", -1) not in (-1, 2 if folded else 3):
         raise Refused("it is not over the last axis, that of the keys")
     q, q_scale = _tokens_first(scores.inputs[0], TOKENS_FIRST, "queries")
     k, k_scale = _tokens_first(scores.inputs[1], DIM_FIRST, "keys")
@@ -96,6 +103,8 @@ def find_site(softmax: ir.Node, types: tuple[ir.DataType, ...] = KERNEL_TYPES) -
     for value, name in ((k, "keys"), (v, "values")):
         if _sizes(value, name) != (heads, dim):
             raise Refused(f"the {name} have other heads than the queries")
+    if (dimensions(last.inputs[0]) or ())[1:2] != (heads,):
+        raise Refused("its result has other heads than the queries")
     if q.dtype not in types:
         raise Refused(f"the queries are {q.dtype or 'of unknown type'}, and the kernel takes {' and '.join(each.name for each in types)}")
     return Site(last, q, k, v, mask, heads, dim, scale * q_scale * k_scale)
@@ -133,7 +142,25 @@ def _scores(softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, float]:
         raise Refused("its input is not a product of queries and keys, scaled by a constant and with a mask added")
     if not _is_alone(product):
         raise Refused("its scores have other readers")
-    return product, mask, scale
+    return product, None if mask is not None and _is_no_mask(mask, product) else mask, scale
+
+
+def _is_no_mask(mask: ir.Value, product: ir.Node) -> bool:
+    """Whether the mask is zeros that broadcast to the scores: torch.baddbmm adds 0 times an empty tensor for diffusers' AttnProcessor."""
+    array, times, zeros = constant(mask), producer(mask, "Mul"), mask
+    if times is not None and (factor := constant(operands(times)[1])) is not None and factor.size == 1 and np.isfinite(factor).all():
+        zeros = operands(times)[0]
+    filled = producer(zeros, "ConstantOfShape")
+    sizes: tuple[Element, ...] | None = None
+    if array is not None and not array.any():
+        sizes = array.shape
+    elif filled is not None and ("value" not in filled.attributes or not filled.attributes["value"].as_tensor().numpy().any()):
+        sizes = elements(filled.inputs[0])
+    queries, keys = (size_elements(value) for value in operands(product))
+    if sizes is None or queries is None or keys is None or len(sizes) > len(queries):
+        return False
+    scores = (*queries[:-1], keys[-1])
+    return all(size in (1, large) for size, large in zip(sizes, scores[len(scores) - len(sizes) :], strict=True))
 
 
 def _is_product(value: ir.Value) -> bool:
@@ -165,10 +192,27 @@ def _tokens_first(value: ir.Value | None, permutation: tuple[int, ...], name: st
     """The value as it was before the heads were put in front of the tokens, and the constant that it is multiplied by since."""
     assert value is not None
     value, scale = _unscaled(value)
+    if _is_folded(value):
+        value, permutation = _unfolded(value, permutation), TOKENS_FIRST
     transpose = producer(value, "Transpose")
     if transpose is None or _permutation(transpose) != permutation:
         raise Refused(f"the {name} are not known to be a transpose of [batch, tokens, heads, dim]")
     return operands(transpose)[0], scale
+
+
+def _is_folded(value: ir.Value) -> bool:
+    """Whether the value has three axes, of which the first is then that of batch and heads."""
+    return len(dimensions(value) or ()) == 3
+
+
+def _unfolded(value: ir.Value, permutation: tuple[int, ...]) -> ir.Value | None:
+    """[batch, heads, tokens, dim] that was folded into `value`, and turned too where `permutation` is that of the keys."""
+    if permutation == DIM_FIRST:
+        turned = producer(value, "Transpose")
+        if turned is None or _permutation(turned) != (0, 2, 1):
+            return None
+        value = operands(turned)[0]
+    return before_folding(value)
 
 
 def _permutation(transpose: ir.Node) -> tuple[int, ...]:
@@ -220,22 +264,19 @@ def join_heads(value: ir.Value, site: Site, before: ir.Node) -> ir.Value:
 def _splits(reshape: ir.Node, site: Site) -> bool:
     """Whether the Reshape makes [batch, tokens, heads, dim] of [batch, tokens, heads * dim] and leaves batch and tokens as they are."""
     shape = dimensions(reshape.inputs[0]) or ()
-    return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_batch(reshape)
+    return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_tokens(reshape)
 
 
 def _joins(reshape: ir.Node, site: Site) -> bool:
     """Whether the Reshape makes [batch, tokens, heads * dim] of [batch, tokens, heads, dim]."""
     shape = dimensions(reshape.outputs[0]) or ()
-    return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_batch(reshape)
+    return len(shape) == 3 and shape[2] == site.heads * site.dim and _keeps_tokens(reshape)
 
 
-def _keeps_batch(reshape: ir.Node) -> bool:
-    """Whether the first size stays. Then the second does too, where the rest of the shape is as large as it was."""
-    target = constant(reshape.inputs[1])
-    if target is not None and target.size and target[0] == 0 and integer(reshape, "allowzero", 0) == 0:
-        return True
-    before, after = dimensions(reshape.inputs[0]), dimensions(reshape.outputs[0])
-    return bool(before and after and before[0] is not None and before[0] == after[0])
+def _keeps_tokens(reshape: ir.Node) -> bool:
+    """Whether the first size or the second stays. Then the other does too, where the rest of the shape is as large as it was."""
+    before, after = size_elements(reshape.inputs[0]), reshape_target(reshape)
+    return before is not None and after is not None and any(first == second for first, second in zip(before[:2], after[:2], strict=True))
 
 
 def _mask(mask: ir.Value | None, before: ir.Node) -> ir.Value:

@@ -3,12 +3,16 @@
 float16 ends at 65,504, and what exceeds it becomes infinite, and NaN one norm later: black pictures. So the nodes that touch a value
 which came within MARGIN of that end on measured trajectories stay in float32, and with them the sinusoids of the timestep: 11 bits of
 981.3 leave a sine no digit. Inputs and outputs stay float32, at one Cast each: who calls the graph needs to know nothing of its inside.
+
+Casts are a budget. Where what overflows lies scattered, as along the residuals of SDXL's decoder, stretches between follow into float32,
+those with the fewest weights first; never the one with the most, so that a graph which has but one is refused.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -53,9 +57,11 @@ def to_half(model: ir.Model, measure: Measure | None = None) -> Outcome:
     single = set(reasons)
     _absorb(graph, single, opset)
     floats = [node for node in graph if any(value.dtype == FLOAT for value in node.outputs)]
-    _convert(graph, single, opset)
-    casts, ports = count_casts(model), len(graph.inputs) + len(graph.outputs)
+    ports = len(graph.inputs) + len(graph.outputs)
     budget = ports + max(FEWEST_CASTS, round(CASTS_PER_NODE * len(floats)))
+    _merge(model, floats, single, opset, budget)
+    _convert(graph, single, opset)
+    casts = count_casts(model)
     if casts > budget:
         raise GraphError(f"In float16 the graph needs {casts} casts, where {budget} are allowed ({ports} for its inputs and outputs, "
                          f"{budget - ports} for its {len(floats)} nodes): too many of its values overflow. Take fp32 for it.")
@@ -144,6 +150,42 @@ def _absorb(graph: ir.Graph, single: set[ir.Node], opset: int) -> None:
             if before > sum(_casts(value, single | {node}, opset) for value in around):
                 single.add(node)
                 changed = True
+
+
+def _merge(model: ir.Model, floats: Sequence[ir.Node], single: set[ir.Node], opset: int, budget: int) -> None:
+    """Takes stretches of float16 into float32, all but the one with the most weights, until the casts are within the budget."""
+    values = [value for value in (*model.graph.inputs, *(each for node in floats for each in node.outputs)) if value.dtype == FLOAT]
+    there = count_casts(model)
+    for stretch in sorted(_stretches(floats, single), key=_weights)[:-1]:
+        if there + sum(_casts(value, single, opset) for value in values) <= budget:
+            break
+        single |= stretch
+
+
+def _stretches(floats: Sequence[ir.Node], single: Collection[ir.Node]) -> list[set[ir.Node]]:
+    """The nodes outside of `single`, each set of them connected by what they hand on."""
+    found: list[set[ir.Node]] = []
+    left = set(floats).difference(single)
+    for first in floats:
+        if first not in left:
+            continue
+        stretch, open_ = {first}, [first]
+        while open_:
+            node = open_.pop()
+            near = {use.node for value in node.outputs for use in value.uses()}
+            near |= {producer for value in node.inputs if value is not None and (producer := value.producer()) is not None}
+            new = (near & left) - stretch
+            stretch |= new
+            open_ += new
+        left -= stretch
+        found.append(stretch)
+    return found
+
+
+def _weights(nodes: Collection[ir.Node]) -> int:
+    """Elements of the constants that nodes read."""
+    return sum(math.prod(value.shape.numpy()) for node in nodes for value in node.inputs
+               if value is not None and is_constant(value) and value.shape is not None)
 
 
 def _convert(graph: ir.Graph, single: Collection[ir.Node], opset: int) -> None:

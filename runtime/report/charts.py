@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from runtime.report.numbers import quantity
+
 # stand-ins that matplotlib can draw with, and the page's colours that take their place
 INK, SOFT, GRID, LIMIT = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#050501", "#050502", "#050503", "#050504")
@@ -77,7 +79,7 @@ def latency(names: Sequence[str], series: Series, width: float, name: str = "lat
                 axes.barh(y, median, thickness * 0.9, color=colour, label=label if row == 0 else None)
                 axes.plot((median, p90), (y, y), color=SOFT, linewidth=1.5)
                 axes.plot((p90, p90), (y - thickness * 0.2, y + thickness * 0.2), color=SOFT, linewidth=1.5)
-                axes.text(max(median, p90) + longest * 0.015, y, f"{median:.3g}", va="center", color=INK)
+                axes.text(max(median, p90) + longest * 0.015, y, quantity(median), va="center", color=INK)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from runtime.errors import InputError
 from runtime.manifest import NAME, ComponentEntry, FileEntry, Manifest, Package, Port
-from runtime.report import page
+from runtime.report import numbers, page
 from runtime.report.__main__ import main
 
 UNET_OPS: dict[str, Any] = {"custom_ops": {"GroupNorm": 61}}
@@ -250,7 +250,7 @@ def test_pictures_of_different_sizes_are_refused() -> None:
     [(0.0, "0"), (40.25, "40.2"), (1037.0, "1\u202f037"), (0.001234, "0.00123"), (3.1e-6, "3.10 × 10⁻⁶"), (2.5e7, "2.50 × 10⁷")],
 )
 def test_quantities_have_three_digits(value: float, text: str) -> None:
-    assert page.quantity(value) == text
+    assert numbers.quantity(value) == text
 
 
 def test_same_inputs_give_the_same_page() -> None:
