@@ -1,9 +1,10 @@
 """Every activation -> DequantizeLinear(QuantizeLinear(activation)) in 16 bits, every weight -> DequantizeLinear of 8 bits: the QDQ form
 
 Runtimes that compute in integers, QNN's above all, read it as what their operators take and give; others compute in float32 what stands
-there. An activation between a and b (0 among them) is round((x - a) / s), s = (b - a) / 65535, with a and b those that were measured on
-trajectories, WIDER by a quarter. Weights are symmetric, with the scale of least square error (see quantize_weights): one to each output
-channel of Conv and Gemm, one to all of a MatMul's. A bias is int32 at the scale of the sums that it is added to.
+there. An activation of magnitude m on the measured trajectories is round(x / s) + 32768 with s = 2 REACH m / 65535, or round(x / s) with
+half of that s where it was never negative; of a softmax, a sigmoid and a hyperbolic tangent the ends are known. Weights are symmetric, with
+the scale of least square error (see quantize_weights): one to each output channel of Conv, Gemm and MatMul. A bias is int32 at the scale
+of the sums that it is added to.
 
 16-bit integers are ONNX's from opset 21 on; before, they are com.microsoft's.
 """
@@ -24,7 +25,10 @@ from graph_passes.step import Outcome, Pass
 from graph_passes.values import add_initializer, add_made, graph_of, integer, is_constant, is_standard, lengths, stored
 
 STEPS = 65535
-WIDER = 1.25  # other prompts and seeds reach further than those that were measured, and of 16 bits a third of one is no loss
+# Other prompts and seeds reach further than those that were measured, and to the other side: of the values of the embedded model's U-Net a
+# fifth exceed three trajectories' ranges by more than a quarter, and what is clipped costs far more than the two of 16 bits that this does
+REACH = 2.0
+BOUNDED = {"Sigmoid": (2.0**-16, 0), "Softmax": (2.0**-16, 0), "Tanh": (2.0**-15, 1 << 15)}  # scale and zero point, those of QNN's own
 # What gives numbers of its input gives them at its input's scale
 VIEWS = ("Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 NORMS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
@@ -32,12 +36,13 @@ ELEMENTWISE = ("Add", "Div", "Mul", "Sub", "Where")
 Parameters = tuple[ir.Value, ir.Value, float]  # the scale and the zero point as constants, and the scale
 
 
-def quantize_static(measure: Measure | None) -> Pass:
-    """The pass, with what tells the ranges of a graph's values; without it, running it is an error."""
-    return Pass("quantize to 16 bits with weights of 8", functools.partial(_apply, measure=measure))
+def quantize_static(measure: Measure | None, matmul_channels: bool = True) -> Pass:
+    """The pass, with what tells the ranges of a graph's values; without it, running it is an error. `matmul_channels`: whether MatMul's
+    weights may have a scale to each output channel, which QNN takes of Conv and Gemm alone."""
+    return Pass("quantize to 16 bits with weights of 8", functools.partial(_apply, measure=measure, matmul_channels=matmul_channels))
 
 
-def _apply(model: ir.Model, measure: Measure | None) -> Outcome:
+def _apply(model: ir.Model, measure: Measure | None, matmul_channels: bool) -> Outcome:
     """Returns how many values it quantized. Errors: GraphError where a value was not measured, or is not finite."""
     if measure is None:
         raise GraphError("Activations are quantized by their ranges, and nothing measures them here: take python -m export.")
@@ -56,23 +61,30 @@ def _apply(model: ir.Model, measure: Measure | None) -> Outcome:
         if source not in known:
             source = None
         known[value] = known[source] if source is not None else _parameters(graph, value, ranges.get(value.name or ""))
-    weights = sum(_quantize_constants(node, known) for node in list(graph))
+    weights = sum(_quantize_constants(node, known, matmul_channels) for node in list(graph))
     for value, parameters in known.items():
         _quantize(graph, value, parameters)
     return Outcome(len(known), (f"{len(known)} activations in 16 bits, {weights} constants",))
 
 
 def _parameters(graph: ir.Graph, value: ir.Value, measured: tuple[float, float] | None) -> Parameters:
+    above = value.producer()
+    if above is not None and is_standard(above, *BOUNDED):
+        return _parameters_of(graph, str(value.name), *BOUNDED[above.op_type])
     if measured is None or not np.isfinite(measured).all():
         why = "was not measured" if measured is None else "is not finite"
         raise GraphError(f"The range of '{value.name}' {why}: it cannot be quantized.")
-    return _constants(graph, str(value.name), *(WIDER * limit for limit in measured))
+    limit = REACH * max(map(abs, measured))
+    return _between(graph, str(value.name), -limit if measured[0] < 0 else 0.0, limit)
 
 
-def _constants(graph: ir.Graph, name: str, low: float, high: float) -> Parameters:
+def _between(graph: ir.Graph, name: str, low: float, high: float) -> Parameters:
     low, high = min(low, 0.0), max(high, 0.0)
     scale = float(np.float32((high - low) / STEPS or 1.0))
-    zero = np.clip(np.rint(-low / scale), 0, STEPS)
+    return _parameters_of(graph, name, scale, int(np.clip(np.rint(-low / scale), 0, STEPS)))
+
+
+def _parameters_of(graph: ir.Graph, name: str, scale: float, zero: int) -> Parameters:
     return (add_initializer(graph, ir.tensor(np.array(scale, np.float32)), f"{name}.scale"),
             add_initializer(graph, ir.tensor(np.array(zero, np.uint16)), f"{name}.zero"), scale)
 
@@ -97,7 +109,7 @@ def _quantize(graph: ir.Graph, value: ir.Value, parameters: Parameters) -> None:
         graph.outputs[list(graph.outputs).index(value)] = back.outputs[0]
 
 
-def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters]) -> int:
+def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters], matmul_channels: bool) -> int:
     """Quantizes the constants that a node reads beside an activation that is quantized; returns how many."""
     graph, count = node.graph, 0
     assert isinstance(graph, ir.Graph)
@@ -109,7 +121,7 @@ def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters]) -> int
         if not is_constant(value) or value.dtype != FLOAT:
             continue
         if index == 1 and is_standard(node, "Conv", "Gemm", "MatMul", *NORMS):
-            scales = _weight(node, index, value)
+            scales = _weight(node, index, value, _channels(node, matmul_channels))
         elif index == 2 and is_standard(node, "Conv", "Gemm", *NORMS) and scales is not None:
             _bias(node, value, activation[2], scales)
         elif is_standard(node, *ELEMENTWISE, "MatMul", "Concat"):
@@ -120,21 +132,30 @@ def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters]) -> int
     return count
 
 
-def _weight(node: ir.Node, index: int, value: ir.Value) -> ir.Value:
-    """int8, with a scale to each output channel of a convolution or a Gemm; returns the scales."""
+def _channels(node: ir.Node, matmul: bool) -> int | None:
+    """The axis of a weight along which its scales are; None for one scale to all."""
+    if is_standard(node, "MatMul"):
+        return 1 if matmul and len(lengths(stored(node.inputs[1]))) == 2 else None
+    if is_standard(node, "Gemm"):
+        return 0 if integer(node, "transB", 0) else 1
+    return 0 if is_standard(node, "Conv") else None
+
+
+def _weight(node: ir.Node, index: int, value: ir.Value, axis: int | None) -> ir.Value:
+    """int8, with scales along an axis; returns the scales."""
     graph, shape = graph_of(node), lengths(stored(value))
-    if is_standard(node, "Conv", "Gemm"):
-        axis = 0 if is_standard(node, "Conv") or integer(node, "transB", 0) else 1
-        moved = (shape[axis], *(size for place, size in enumerate(shape) if place != axis))
-        codes, scales = quantized(
-            graph, value, lambda array: np.moveaxis(array, axis, 0).reshape(shape[axis], -1), 8, (shape[axis],),
-            lambda codes: np.moveaxis(codes.reshape(moved), 0, axis), shape, ir.DataType.INT8)
-        attributes = {"axis": axis}
-    else:
-        codes, scales = quantized(graph, value, lambda array: array.reshape(1, -1), 8, (), lambda codes: codes.reshape(shape), shape,
-                                  ir.DataType.INT8)
-        attributes = {}
-    result = emit(node, "DequantizeLinear", [codes, scales], attributes, suffix="_weight")
+    first = axis or 0
+    moved = (shape[first], *(size for place, size in enumerate(shape) if place != first))
+    many = () if axis is None else (shape[axis],)
+
+    def rows(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, first, 0).reshape(*(many or (1,)), -1)
+
+    def back(codes: np.ndarray) -> np.ndarray:
+        return np.moveaxis(codes.reshape(moved), 0, first)
+
+    codes, scales = quantized(graph, value, rows, 8, many, back, shape, ir.DataType.INT8)
+    result = emit(node, "DequantizeLinear", [codes, scales], {} if axis is None else {"axis": axis}, suffix="_weight")
     result.type, result.shape = value.type, value.shape
     node.replace_input_with(index, result)
     return scales
@@ -162,7 +183,7 @@ def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) 
 def _constant(node: ir.Node, index: int, value: ir.Value) -> None:
     """16 bits, as an activation."""
     graph, array = graph_of(node), stored(value).numpy()
-    scale, zero, step = _constants(graph, str(value.name), float(array.min()), float(array.max()))
+    scale, zero, step = _between(graph, str(value.name), float(array.min()), float(array.max()))
     codes = np.clip(np.rint(array / np.float64(step)) + float(stored(zero).numpy()), 0, STEPS).astype(np.uint16)
     constant = add_initializer(graph, ir.tensor(codes), f"{value.name}.codes")
     back = insert(node, "DequantizeLinear", [constant, scale, zero], {}, f"{node.name}_constant_{index}").outputs[0]

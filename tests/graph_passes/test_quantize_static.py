@@ -14,7 +14,7 @@ from graph_passes.errors import GraphError
 from graph_passes.passes.half import Ranges
 from graph_passes.passes.host import split_host
 from graph_passes.passes.names import NAME_NODES
-from graph_passes.passes.quantize_static import WIDER, quantize_static
+from graph_passes.passes.quantize_static import REACH, quantize_static
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.step import run
 
@@ -58,17 +58,42 @@ def test_the_whole_computes_what_it_did() -> None:
     np.testing.assert_allclose(run_in_runtime(standard, feeds)[0], got, rtol=1e-5, atol=1e-5)
 
 
-def test_an_activation_is_off_by_half_a_step_and_ends_where_it_was_measured_a_quarter_wider() -> None:
+def test_an_activation_is_off_by_half_a_step_and_reaches_twice_as_far_as_was_measured_to_either_side() -> None:
     model = with_weights("y = Identity(x)", "float[1000] x")
     quantized(model, lambda _: {"x": (-1.0, 3.0), "y": (-1.0, 3.0)})
-    step = WIDER * 4.0 / 65535
-    x = np.linspace(-WIDER, 3 * WIDER, 1000)
+    limit = 3.0 * REACH
+    step = 2 * limit / 65535
+    x = np.linspace(-limit, limit, 1000)
     got = run_in_runtime(model, {"x": x})[0]
     assert np.abs(got - x).max() <= step / 2 * 1.01
-    assert run_in_runtime(model, {"x": np.full(1000, 50.0)})[0][0] == pytest.approx(3 * WIDER, abs=step)
+    assert run_in_runtime(model, {"x": np.full(1000, 50.0)})[0][0] == pytest.approx(limit, abs=step)
     assert run_in_runtime(model, {"x": np.zeros(1000)})[0][0] == 0.0  # zero is a code: padding is exact
     scales = {float(node.inputs[1].const_value.numpy()) for node in model.graph if node.op_type == "QuantizeLinear"}
     assert len(scales) == 1  # a view has the scale of what it shows
+
+
+@pytest.mark.parametrize(("operator", "scale", "zero"), [
+    ("Sigmoid", 2.0**-16, 0), ("Softmax", 2.0**-16, 0), ("Tanh", 2.0**-15, 32768), ("Relu", REACH / 65535, 0),
+])
+def test_what_is_never_negative_has_all_codes_above_zero_and_known_ends_are_not_measured(operator: str, scale: float, zero: int) -> None:
+    model = with_weights(f"y = {operator}(x)", "float[3] x")
+    quantized(model, lambda _: {"x": (-1.0, 1.0), "y": (0.0, 1.0)})
+    last = next(node for node in reversed(model.graph) if node.op_type == "QuantizeLinear")
+    assert [value.const_value.numpy() for value in last.inputs[1:]] == [np.float32(scale), zero]
+
+
+@pytest.mark.parametrize(("matmul_channels", "scales"), [(True, (12,)), (False, ())])
+def test_a_product_has_a_scale_to_each_channel_but_where_a_runtime_takes_one(matmul_channels: bool, scales: tuple[int, ...]) -> None:
+    columns = np.geomspace(1, 0.03, 12, dtype=np.float32)  # of very different sizes: one scale to all loses the small ones
+    model = with_weights("y = MatMul(x, w)", "float[5,16] x", w=weight(16, 12) * columns)
+    feeds = feed(model)
+    expected = run_in_double(model, feeds)[0]
+    run(model, (quantize_static(measured, matmul_channels),))
+    product = next(node for node in model.graph if node.op_type == "MatMul")
+    assert product.inputs[1].producer().inputs[1].const_value.numpy().shape == scales
+    got = run_in_runtime(model, feeds)[0]
+    worst = min(snr(expected[:, column], got[:, column]) for column in range(12))
+    assert (worst > 30.0) == matmul_channels
 
 
 def test_a_bias_has_the_scale_of_the_products() -> None:
@@ -103,7 +128,7 @@ def test_the_argument_of_a_sine_is_exact_and_the_host_takes_it() -> None:
 ])
 def test_what_was_not_measured_is_refused(ranges: Ranges, sentence: str) -> None:
     with pytest.raises(GraphError, match=sentence):
-        run(with_weights("y = Sigmoid(x)", "float[3] x"), (quantize_static(lambda _: ranges),))
+        run(with_weights("y = Relu(x)", "float[3] x"), (quantize_static(lambda _: ranges),))
 
 
 def test_nothing_to_measure_with_is_refused() -> None:
