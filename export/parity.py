@@ -15,6 +15,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from export.limits import FP32, Limits
 from export.reference import Arrays, Oracle, Trajectory, Walk, ask
 from export.twin import on_cpu, twin
 from export.weights import open_checkpoint
@@ -31,49 +32,6 @@ from runtime.providers import provider
 from runtime.session import Sessions, own_provider
 from runtime.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What parity asks for.
-
-    `component_snr_db`: of every output of every component. `step_snr_db`: of the latents after every step. A component at 90 dB passes
-    errors on: guidance g multiplies them by up to sqrt(g^2 + (g-1)^2) (20 dB at 7.5), and 20 steps may add up coherently (26 dB in the
-    worst case, 13 dB at random), which leaves 50. `picture`: the largest difference of a pixel, of 255. `sensitivity`: how far the
-    deviation of (conditioned - unconditioned) may be off torch's, relative.
-    """
-
-    component_snr_db: float = 90.0
-    step_snr_db: float = 50.0
-    picture: int = 2
-    sensitivity: float = 0.02
-
-
-    @classmethod
-    def of_precision(cls, precision: str) -> Limits:
-        """The limits of a package of that precision."""
-        return {"fp32": FP32, "bf16": BF16, "fp16": FP16, "w8": W8, "w4": W4, "a16w8": A16W8}[precision]
-
-
-FP32 = Limits()
-# Rounding two operands to 8 bits gives a product a relative error of 2^-9 x sqrt(2/3) = 1.6e-3, and a layer that sums them as much: 56 dB.
-# The errors of independent layers add up in power, so that a network of 100 to 250 products keeps 32 to 36 dB in the worst case, where no
-# residual path dampens them. Guidance and 20 steps then cost what they cost in float32, 20 and 13 dB, against steps that shrink the error
-# of a latent with its noise. Edges move by a fraction of a pixel, and there a picture may differ by its whole contrast: no limit on pixels
-# would say anything, and the score of `runtime.score` takes its place.
-BF16 = Limits(component_snr_db=30.0, step_snr_db=15.0, picture=255, sensitivity=0.1)
-# Rounding to 11 bits is off by 2^-11 / sqrt(7) of a value on average (uniform over a bit, mantissas uniform over 1 to 2): 75 dB. A U-Net or
-# a decoder rounds up to 1,000 values on the way, whose errors add up in power where no residual path dampens them: 45 dB. Guidance costs
-# its 20 dB, as in bfloat16 against steps that shrink the error of a latent with its noise.
-FP16 = Limits(component_snr_db=45.0, step_snr_db=25.0, picture=16, sensitivity=0.02)
-# In blocks of 64 normal weights the largest is 2.5 deviations, a step of n bits 2.5 / (2^(n-1) - 1), and its error step / sqrt(12): 45 dB
-# with 8 bits, 20 dB with 4. Layers' errors add up as above, where no residual path dampens them: by up to 20 dB over 100 layers. That
-# leaves 25 dB with 8 bits, and with 4 bits nothing: there the limit is what the text encoder and the decoder need for a picture of what
-# was asked for, and the score of `runtime.score` tells more.
-W8 = Limits(component_snr_db=25.0, step_snr_db=12.0, picture=255, sensitivity=0.1)
-W4 = Limits(component_snr_db=10.0, step_snr_db=3.0, picture=255, sensitivity=0.5)
-# One scale to a matrix whose largest weight is 5 deviations costs 39 dB, one to a channel less; activations of 16 bits show beside them
-# only where their range is wide. That leaves the network 9 dB, which its residual paths must keep to.
-A16W8 = Limits(component_snr_db=30.0, step_snr_db=12.0, picture=255, sensitivity=0.1)
 SMALL = 100_000_000  # parameters: up to here the full check takes seconds, and memory is no matter
 
 

@@ -27,8 +27,9 @@ from export import package
 from export.component import Component
 from export.defaults import pipeline
 from export.families import family_of
+from export.limits import FP32, Limits
 from export.outline import put_weights
-from export.parity import FP32, Limits, check_component
+from export.parity import check_component
 from export.reference import component_outputs, seeded_inputs
 from export.trace import trace
 from export.weights import Checkpoint, open_checkpoint

@@ -11,7 +11,8 @@ from typing import Any
 from export import package
 from export.accelerator import ON_CPU
 from export.context_binary import PLUGIN, Compiled, compile_graph, compiler_version, summary
-from export.parity import Limits, check_component
+from export.limits import Limits
+from export.parity import check_component
 from export.reference import Oracle
 from export.sizes import check_sizes
 from export.weights import Checkpoint

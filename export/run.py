@@ -18,7 +18,8 @@ from export.context_binary import require_compiler
 from export.defaults import pipeline
 from export.estimate import UNBOUNDED_GROWTH, estimate, require
 from export.families import family_of
-from export.parity import FP32, SMALL, Limits, check_package
+from export.limits import FP32, Limits
+from export.parity import SMALL, check_package
 from export.reference import Oracle, ask
 from export.sizes import check_sizes
 from export.twin import on_cpu

@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from export.component import Component
 from export.families import family_of
+from export.limits import FP32, Limits
 from export.package import check_graph, hashed, host_entry, outer_inputs, ports_of
-from export.parity import FP32, Limits, check_component
+from export.parity import check_component
 from export.reference import component_outputs, seeded_inputs
 from export.weights import Checkpoint
 from runtime.errors import InputError
