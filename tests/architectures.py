@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from export.component import Component
@@ -25,12 +26,30 @@ from export.trace import trace
 class Transformer(torch.nn.Module):
     """A transformer of the U-Net with its one block; sample [B, S, 32], encoder_hidden_states [B, S, 24] -> [B, S, 32]."""
 
-    def __init__(self) -> None:
+    def __init__(self, processor: Callable[..., torch.Tensor] | None = None) -> None:
         super().__init__()
         self.block = BasicTransformerBlock(32, 2, 16, cross_attention_dim=24, activation_fn="geglu")
+        for attention in (self.block.attn1, self.block.attn2) if processor is not None else ():
+            attention.set_processor(processor)
 
     def forward(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         return self.block(sample, encoder_hidden_states=encoder_hidden_states)
+
+
+def einsum_attention(attention: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
+                     **_: Any) -> torch.Tensor:  # fmt: skip
+    """The first diffusers' CrossAttention: heads in the batch, and products in Einstein's notation."""
+    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    made = (attention.to_q(hidden_states), attention.to_k(context), attention.to_v(context))
+    q, k, v = (attention.head_to_batch_dim(each) for each in made)
+    weights = (torch.einsum("b i d, b j d -> b i j", q, k) * attention.scale).softmax(dim=-1)
+    result = attention.batch_to_head_dim(torch.einsum("b i j, b j d -> b i d", weights, v))
+    return attention.to_out[0](result)
+
+
+def vae_attention() -> torch.nn.Module:
+    """The attention of the VAE, of one head, in the older of diffusers' forms; sample [B, 16, H, W] -> [B, 16, H, W]."""
+    return Attention(16, heads=1, dim_head=16, norm_num_groups=4, residual_connection=True, bias=True, processor=AttnProcessor())
 
 
 class TextEncoder(torch.nn.Module):
@@ -71,7 +90,10 @@ ARCHITECTURES: dict[str, Callable[[], torch.nn.Module]] = {
     "unet": unet,
     "sdxl": lambda: unet(**SDXL),
     "refiner": lambda: unet(**REFINER),
-    "transformer": Transformer,
+    "transformer": Transformer,  # torch's scaled_dot_product_attention, as diffusers has it with torch 2
+    "transformer-baddbmm": lambda: Transformer(AttnProcessor()),
+    "transformer-einsum": lambda: Transformer(einsum_attention),
+    "vae_attention": vae_attention,
     "vae_decoder": lambda: VaeDecoder(vae()),
     "vae_encoder": lambda: VaeEncoder(vae()),
     "vit-l": lambda: TextEncoder(12, "quick_gelu"),  # SD 1.x and SDXL's first
@@ -92,9 +114,10 @@ def component(architecture: str) -> Component:
     if architecture in ("vit-l", "vit-h", "tanh"):
         inputs, axes = {"input_ids": torch.randint(4, 60, (2, 9))}, {"input_ids": tokens, "out": tokens}
     elif architecture.startswith("vae"):
-        inputs = {"sample": torch.randn((2, 4, 8, 8) if architecture == "vae_decoder" else (2, 3, 32, 32))}
+        sample = {"vae_decoder": (2, 4, 8, 8), "vae_encoder": (2, 3, 32, 32), "vae_attention": (2, 16, 6, 5)}[architecture]
+        inputs = {"sample": torch.randn(sample)}
         axes = {"sample": picture, "out": {axis: f"scaled_{name}" if axis else name for axis, name in picture.items()}}
-    elif architecture == "transformer":
+    elif architecture.startswith("transformer"):
         inputs = {"sample": torch.randn(2, 15, 32), "encoder_hidden_states": torch.randn(2, 7, 24)}
         pixels = {0: "batch_size", 1: "pixels"}
         axes = {"sample": pixels, "encoder_hidden_states": tokens, "out": pixels}

@@ -20,6 +20,7 @@ from graph_passes.rules.compose_casts import COMPOSE_CASTS
 from graph_passes.rules.compose_reshapes import COMPOSE_RESHAPES
 from graph_passes.rules.compose_transposes import COMPOSE_TRANSPOSES
 from graph_passes.rules.compose_unsqueezes import COMPOSE_UNSQUEEZES
+from graph_passes.rules.einsum_as_product import EINSUM_AS_PRODUCT
 from graph_passes.rules.fix_cast_target import FIX_CAST_TARGET
 from graph_passes.rules.fix_reshape_target import FIX_RESHAPE_TARGET
 from graph_passes.rules.fold_pad import FOLD_PAD
@@ -48,6 +49,15 @@ FIRES = [
     (REMOVE_IDENTITY, "a = Relu(x) y = Identity(a)", "float[N,4] x", "", 1, {"Relu": 1}),
     (REMOVE_DROPOUT, "a = Dropout(x) y = Relu(a)", "float[N,4] x", "", 1, {"Relu": 1}),
     (REMOVE_DROPOUT, "a = Dropout(x, r, t) y = Relu(a)", "float[N,4] x", "float r = {0.5}, bool t = {0}", 1, {"Relu": 1}),
+    (
+        EINSUM_AS_PRODUCT,
+        'y = Einsum <equation="b i d, b j d -> b i j"> (x, z)',
+        "float[N,4,6] x, float[N,5,6] z",
+        "",
+        1,
+        {"MatMul": 1, "Transpose": 1},
+    ),
+    (EINSUM_AS_PRODUCT, 'y = Einsum <equation="nhij,nhjd->nhid"> (x, z)', "float[N,2,4,6] x, float[N,2,6,3] z", "", 1, {"MatMul": 1}),
     (FIX_CAST_TARGET, "a = CastLike(n, x) y = Mul(a, x)", "float[N,4] x, int64[N,4] n", "", 1, {"Cast": 1, "Mul": 1}),
     (REMOVE_CAST, "a = Cast <to=1> (x) y = Relu(a)", "float[N,4] x", "", 1, {"Relu": 1}),
     (COMPOSE_CASTS, "a = Cast <to=7> (x) y = Cast <to=1> (a)", "int32[N] x", "", 1, {"Cast": 1}),
@@ -354,6 +364,15 @@ REFUSES = [
         "int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}",
         "the convolution chooses its padding itself",
     ),
+    *(
+        (EINSUM_AS_PRODUCT, f'y = Einsum <equation="{equation}"> (x, z)', "float[N,6,6] x, float[N,6,6] z", "", reason)
+        for reason, equations in {
+            "it is not of two tensors, each axis named once": ("bij,bjk", "bii,bik->bik", "...ij,...jk->...ik"),
+            "it is not a product of matrices that are the last two axes": ("bij,bij->bi", "bij,bjk->bki", "bji,bjk->bik", "bij,bij->bij"),
+        }.items()
+        for equation in equations
+    ),
+    (EINSUM_AS_PRODUCT, 'y = Einsum <equation="ij->ji"> (x)', "float[N,6] x", "", "it is not of two tensors, each axis named once"),
     (REMOVE_NEUTRAL_OPERAND, "y = Mul(x, c)", "float[N,6] x", "float c = {1.0000001}", "no operand is the neutral element"),
     (REMOVE_NEUTRAL_OPERAND, "y = Sub(c, x)", "float[N,6] x", "float c = {0}", "no operand is the neutral element"),
     (REMOVE_NEUTRAL_OPERAND, "y = Mul(x, c)", "float[6] x", "float[1,1] c = {1}", "the constant may add axes"),

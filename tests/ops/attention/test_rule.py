@@ -36,6 +36,10 @@ CONSTANTS = {
     "half": "float half = {0.5}",
     "two": "float[1] two = {2}",
     "zero": "float zero = {0}",
+    "nothing": "float[1, 1] nothing = {0}",
+    "heads": "int64[1] heads = {2}",
+    "one": "int64[1] one = {1}",
+    "dim": "int64[1] dim = {3}",
 }
 TOKENS = {"B": 2, "Q": 5, "K": 7}
 
@@ -122,7 +126,51 @@ def test_a_split_that_is_not_known_to_keep_the_batch_stays() -> None:
     assert fused(model) == ["FlashAttention", "Reshape", "Neg"]
 
 
+# as diffusers' AttnProcessor has it: batch and heads are one axis, and 0 times an empty tensor is added to the scores
+FOLDED = """
+    q4 = Reshape(q, apart)        qa = Transpose<perm: ints = [0, 2, 1, 3]>(q4)
+    k4 = Reshape(k, apart)        ka = Transpose<perm: ints = [0, 2, 1, 3]>(k4)
+    v4 = Reshape(v, apart)        va = Transpose<perm: ints = [0, 2, 1, 3]>(v4)
+    batch = Shape<start: int = 0, end: int = 1>(q)
+    queries = Shape<start: int = 1, end: int = 2>(q)
+    keys = Shape<start: int = 1, end: int = 2>(k)
+    matrices = Mul(batch, heads)
+    of_queries = Concat<axis: int = 0>(matrices, queries, dim)
+    of_keys = Concat<axis: int = 0>(matrices, keys, dim)
+    qh = Reshape(qa, of_queries)  kh = Reshape(ka, of_keys)    vh = Reshape(va, of_keys)
+    kt = Transpose<perm: ints = [0, 2, 1]>(kh)
+    product = MatMul(qh, kt)      scaled = Mul(product, scale)
+    count = Shape<start: int = 0, end: int = 1>(qh)
+    square = Concat<axis: int = 0>(count, queries, keys)
+    empty = ConstantOfShape(square)
+    none = Mul(empty, zero)       scores = Add(scaled, none)
+    weights = Softmax<axis: int = -1>(scores)
+    yh = MatMul(weights, vh)
+    made = Shape<start: int = 0, end: int = 1>(yh)
+    images = Div(made, heads)     unfold = Concat<axis: int = 0>(images, heads, queries, dim)
+    ya = Reshape(yh, unfold)      y4 = Transpose<perm: ints = [0, 2, 1, 3]>(ya)
+    y = Reshape(y4, together)
+"""
+ADDED = "none = Mul(empty, zero)       scores = Add(scaled, none)"
+ONE_HEAD = FOLDED.replace("(images, heads,", "(made, one,").replace("y = Reshape(y4, together)", "y = Neg(y4)")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        FOLDED,
+        FOLDED.replace(ADDED, "scores = Add(empty, scaled)"),
+        FOLDED.replace(ADDED, "scores = Add(scaled, nothing)"),
+        FOLDED.replace(ADDED, "scores = Mul(scaled, two)"),
+    ],
+    ids=["zero times an empty tensor", "an empty tensor", "a constant", "nothing"],
+)
+def test_the_rule_takes_heads_that_are_folded_into_the_batch(body: str) -> None:
+    assert fused(graph(body)) == ["FlashAttention"]
+
+
 UNSCALED = ATTENTION.replace("product = MatMul(qh, kh)      scores = Mul(product, scale)", "scores = MatMul(qh, kh)")
+FOLDED_MASK = "the mask is added to heads that are folded into the batch"
 ALONE = "the product with the values is not read by one transpose to [batch, tokens, heads, dim] alone"
 
 
@@ -150,6 +198,15 @@ ALONE = "the product with the values is not read by one transpose to [batch, tok
         (lambda: graph(UNSCALED.replace("(v, apart)", "(v, wide)").replace("Reshape(y4, together)", "Neg(y4)"),
                        wide="int64[4] wide = {0, -1, 2, 1}", outputs="float[B, Q, 2, 1] y"),
          "the values have other heads than the queries"),
+        (lambda: graph(FOLDED.replace("scores = Add(scaled, none)", "scores = Add(scaled, mask)"), "float[A, Q, K] mask"), FOLDED_MASK),
+        (lambda: graph(FOLDED.replace("(count, queries, keys)", "(queries, queries, keys)")), FOLDED_MASK),  # may be more than the scores
+        (lambda: graph(FOLDED.replace("(empty, zero)", "(empty, infinite)"), infinite="float infinite = {inf}"), FOLDED_MASK),
+        (lambda: graph(FOLDED.replace("(empty, zero)", "(other, zero)"), "float[A, Q, K] other"), FOLDED_MASK),
+        (lambda: graph(FOLDED.replace(ADDED, "scores = Mul(scaled, two)")
+                       .replace("Transpose<perm: ints = [0, 2, 1]>(kh)", "Reshape(kh, turned)"), turned="int64[3] turned = {4, 3, 7}"),
+         "the keys are not known to be a transpose of [batch, tokens, heads, dim]"),
+        (lambda: graph(FOLDED + "w = Neg(yh)", outputs="float[B, Q, 6] y, float[A, Q, 3] w"), ALONE),
+        (lambda: graph(ONE_HEAD, outputs="float[A, Q, 1, 3] y"), "its result has other heads than the queries"),
         (lambda: graph(UNSCALED, dtype="float16"), "the queries are FLOAT16, and the kernel takes FLOAT"),
     ],
 )  # fmt: skip
@@ -166,11 +223,13 @@ def test_a_site_that_is_left_has_its_reason(model: Callable[[], ir.Model], reaso
     [
         ("unet", "dynamic", 20, 32),
         ("unet", "torchscript", 14, 32),
-        ("sdxl", "static", 20, 140),
-        ("refiner", "static", 20, 88),
         ("vae_decoder", "dynamic", 20, 1),
         ("vae_decoder", "torchscript", 17, 1),
         ("vae_encoder", "static", 20, 1),
+        ("vae_attention", "torchscript", 14, 1),
+        ("transformer-baddbmm", "torchscript", 14, 2),
+        ("transformer-baddbmm", "static", 20, 2),
+        ("transformer-einsum", "torchscript", 17, 2),
         ("vit-l", "dynamic", 20, 12),
         ("vit-l", "torchscript", 17, 12),
     ],
