@@ -31,7 +31,7 @@ from graph_passes.costs import table as costs_of
 from graph_passes.ops.attention import FUSE_FLASH_ATTENTION, FUSE_PARTIAL_SOFTMAX_ATTENTION
 from graph_passes.ops.gelu import FUSE_GELU
 from graph_passes.ops.group_norm import FUSE_GROUP_NORM
-from graph_passes.ops.linear import fuse_linear
+from graph_passes.ops.linear import fuse_linear, fuse_pointwise
 from graph_passes.passes.attach_bodies import ATTACH_BODIES
 from graph_passes.passes.winograd import Policy, winograd
 from graph_passes.step import Pass, run
@@ -58,7 +58,8 @@ def rows(policy: Policy) -> tuple[tuple[str, tuple[Pass, ...]], ...]:
         ("partially fused softmax", (*first, FUSE_PARTIAL_SOFTMAX_ATTENTION)),
         ("FlashAttention", (*first, FUSE_FLASH_ATTENTION)),
         ("Winograd", (winograd(policy), *first, FUSE_FLASH_ATTENTION)),
-        ("linear layers", (winograd(policy), *first, FUSE_FLASH_ATTENTION, fuse_linear("fp32"))),  # as --target cpu has them
+        # as --target cpu has them
+        ("linear layers", (winograd(policy), *first, FUSE_FLASH_ATTENTION, fuse_linear("fp32"), fuse_pointwise("fp32"))),
     )
 
 

@@ -18,7 +18,7 @@ from graph_passes.errors import GraphError
 from graph_passes.ops.attention import fuse_flash_attention
 from graph_passes.ops.gelu import FUSE_GELU
 from graph_passes.ops.group_norm import FUSE_GROUP_NORM
-from graph_passes.ops.linear import fuse_linear
+from graph_passes.ops.linear import fuse_linear, fuse_pointwise
 from graph_passes.passes.attach_bodies import ATTACH_BODIES
 from graph_passes.passes.constants import FOLD_CONSTANTS, LIFT_CONSTANTS
 from graph_passes.passes.duplicates import MERGE_INITIALIZERS, MERGE_NODES
@@ -130,9 +130,14 @@ def _fuse(precision: str) -> tuple[Pass, ...]:
     return (FUSE_GROUP_NORM, FUSE_GELU, fuse_flash_attention(precision), MULTIPLY_TOKENS.as_pass(), REMOVE_UNUSED)
 
 
-# linear layers take GEGLU in, and leave to attention what is its own; optimizers inline functions, so the bodies come last
+def _fuse_layers(precision: str) -> tuple[Pass, ...]:
+    """Linear layers, which take GEGLU in and leave to attention what is its own."""
+    return (fuse_linear(precision), fuse_pointwise(precision))
+
+
+# optimizers inline functions, so the bodies come last
 _ATTACH: tuple[Pass, ...] = (NAME_NODES, ATTACH_BODIES)
-CPU: tuple[Pass, ...] = (*PORTABLE, *_fuse("fp32"), fuse_linear("fp32"), *_ATTACH)
+CPU: tuple[Pass, ...] = (*PORTABLE, *_fuse("fp32"), *_fuse_layers("fp32"), *_ATTACH)
 
 # linear layers are products of two matrices, and so found before their weights are turned for MatMul
 _LINEAR: tuple[Pass, ...] = (INLINE_FUNCTIONS, LIFT_CONSTANTS, REMOVE_IDENTITY.as_pass(), INFER_SHAPES, MULTIPLY_FLAT.as_pass())
@@ -265,9 +270,9 @@ def for_target(
         raise GraphError(f"The target {target!r} convolves in hardware, and Winograd's convolutions would only slow it down.")
     if winograd_as is not None:
         unfolded = (unfold_winograd(4), INFER_SHAPES) if winograd_as == "subgraph" else ()
-        last = (*_fuse(precision), fuse_linear(precision), *_ATTACH) if target == "cpu" else (NAME_NODES,)
+        last = (*_fuse(precision), *_fuse_layers(precision), *_ATTACH) if target == "cpu" else (NAME_NODES,)
         passes = (*(PORTABLE if target == "cpu" else passes), *unfolded, *last)
     elif target == "cpu":
         policy = Policy(table(costs), precision, budget, at or {})
-        passes = (*PORTABLE, winograd(policy), *_fuse(precision), fuse_linear(precision), *_ATTACH)
+        passes = (*PORTABLE, winograd(policy), *_fuse(precision), *_fuse_layers(precision), *_ATTACH)
     return (*first, *second, *passes, *lowered(precision, target, measure))

@@ -7,7 +7,7 @@ from onnxscript import OnnxFunction
 from graph_passes.ops.attention import FlashAttention, PartialSoftmaxAttention
 from graph_passes.ops.gelu import Geglu, Gelu, QuickGelu
 from graph_passes.ops.group_norm import GroupNorm, GroupNormSilu
-from graph_passes.ops.linear import Linear, LinearAdd, LinearGeglu
+from graph_passes.ops.linear import Linear, LinearAdd, LinearGeglu, PointwiseConv, PointwiseConvAdd
 from graph_passes.ops.winograd_conv import WinogradConv, WinogradConvAdd, WinogradConvSilu
 
 BODIES: dict[str, OnnxFunction] = {
@@ -17,6 +17,7 @@ BODIES: dict[str, OnnxFunction] = {
         *(FlashAttention, PartialSoftmaxAttention),
         *(Gelu, QuickGelu, Geglu),
         *(Linear, LinearAdd, LinearGeglu),
+        *(PointwiseConv, PointwiseConvAdd),
         *(WinogradConv, WinogradConvAdd, WinogradConvSilu),
     )
 }

@@ -1,4 +1,5 @@
-"""x W + b -> handheld.Linear(x, packed W, b), with what follows it: + residual (LinearAdd), v * gelu(g), [v, g] of it (LinearGeglu).
+"""x W + b -> handheld.Linear(x, packed W, b), with what follows it: + residual (LinearAdd), v * gelu(g), [v, g] of it (LinearGeglu);
+the same along the channels of a picture, a convolution of one pixel -> handheld.PointwiseConv(x, W, b), + residual (PointwiseConvAdd).
 
 The weights are packed when the model is written, into the panels that every kernel reads: the kernels use them where the file is mapped,
 and nothing is packed, or held twice, when a session starts.
@@ -24,8 +25,10 @@ from graph_passes.values import (
     dimensions,
     graph_of,
     integer,
+    integers,
     is_constant,
     is_standard,
+    lengths,
     only_user,
     operands,
     other_operand,
@@ -69,6 +72,21 @@ def LinearAdd(x, weights, bias, residual, channels_in: int, channels_out: int): 
 def LinearGeglu(x, weights, bias, channels_in: int, channels_out: int):  # type: ignore[no-untyped-def]
     """v * gelu(g), [v, g] = x W + bias. channels_out are those of W: the result has half of them."""
     return Geglu(Linear(x, weights, bias, channels_in=channels_in, channels_out=channels_out))
+
+
+@script(handheld, default_opset=op)
+def PointwiseConv(x, weights, bias):  # type: ignore[no-untyped-def]
+    """The linear layer along the channels of a picture: a convolution of one pixel, + bias.
+
+    x: float32 [N, C, H, W]; weights: float32 [O, C, 1, 1], or bfloat16 for an even C; bias: float32 [O]; returns float32 [N, O, H, W].
+    """
+    return op.Conv(x, op.Cast(weights, to=1), bias)
+
+
+@script(handheld, default_opset=op)
+def PointwiseConvAdd(x, weights, bias, residual):  # type: ignore[no-untyped-def]
+    """PointwiseConv(x, weights, bias) + residual; residual: float32 [N, O, H, W]."""
+    return op.Add(PointwiseConv(x, weights, bias), residual)
 
 
 def pack(weights: np.ndarray, dtype: ir.DataType) -> np.ndarray:
@@ -178,3 +196,54 @@ def _fuse(site: _Site, product: ir.Node, dtype: ir.DataType) -> None:
 def _packed(source: ir.TensorProtocol, transposed: bool, dtype: ir.DataType) -> ir.Tensor:
     array = source.numpy()
     return ir.Tensor(pack(array.T if transposed else array, dtype), dtype=dtype)
+
+
+def fuse_pointwise(precision: str) -> Pass:
+    """The pass that makes PointwiseConv of convolutions of one pixel, with weights as float32 ("fp32") or as bfloat16 ("bf16")."""
+    return fusion("fuse pointwise convolutions", _is_pointwise, _pointwise_site, functools.partial(_fuse_pointwise, dtype=TYPES[precision]))
+
+
+def _is_pointwise(node: ir.Node) -> bool:
+    if not is_standard(node, "Conv") or not is_constant(node.inputs[1]) or not isinstance(node.graph, ir.Graph):
+        return False
+    return (static_shape(node.inputs[1]) or ())[2:] == (1, 1)
+
+
+def _pointwise_site(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """The last node of the site of a convolution, and the residual that it adds. Raises Refused with the reason where it is no site."""
+    x, weight = operands(node)[:2]
+    if x.dtype != ir.DataType.FLOAT or weight.dtype != ir.DataType.FLOAT:
+        raise Refused(f"its operands are {x.dtype or 'of unknown type'} and {weight.dtype}, and the kernel takes FLOAT")
+    if integer(node, "group", 1) != 1 or any(integers(node, "pads") or []) or set(integers(node, "strides") or [1]) != {1}:
+        raise Refused("it has groups, a border or a stride")
+    if len(weight.uses()) > 1:
+        raise Refused("the weight is read by another node too, and would be stored twice")
+    y = node.outputs[0]
+    add = only_user(y, "Add")
+    residual = other_operand(add, y) if add is not None else None
+    if add is None or residual is None or residual is y or is_constant(residual) or not same_shape(residual, y):
+        return node, None
+    return add, residual
+
+
+def _fuse_pointwise(site: tuple[ir.Node, ir.Value | None], convolution: ir.Node, dtype: ir.DataType) -> None:
+    last, residual = site
+    graph, weight = graph_of(convolution), convolution.inputs[1]
+    source = stored(weight)
+    channels_out, channels_in = lengths(source)[:2]
+    if dtype != ir.DataType.FLOAT and channels_in % PAIR[dtype] == 0:
+        assert weight is not None
+        weight = add_made(graph, f"{weight.name}_{dtype.name.lower()}", functools.partial(_rounded, source, dtype), dtype, lengths(source))
+    bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
+    if bias is None:
+        bias = add_initializer(graph, ir.tensor(np.zeros(channels_out, np.float32)), f"{convolution.name or 'Conv'}_bias")
+    inputs = [convolution.inputs[0], weight, bias, *([residual] if residual is not None else [])]
+    op_type = "PointwiseConv" if residual is None else "PointwiseConvAdd"
+    node = ir.node(op_type, inputs, {}, domain=handheld.domain, name=convolution.name, metadata_props=dict(convolution.metadata_props))
+    graph.insert_before(last, node)
+    adopt(node.outputs[0], last.outputs[0])
+    replace(last, node.outputs[0])
+
+
+def _rounded(source: ir.TensorProtocol, dtype: ir.DataType) -> ir.Tensor:
+    return ir.Tensor(source.numpy().astype(dtype.numpy()), dtype=dtype)

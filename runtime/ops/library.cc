@@ -8,7 +8,8 @@ namespace {
 OrtCustomOpDomain* domain() {
   static OrtCustomOpDomain* const only = [] {
     Ort::CustomOpDomain made("handheld");
-    for (const auto& room : {handheld::group_norm_ops(), handheld::winograd_conv_ops(), handheld::gelu_ops(), handheld::linear_ops(), handheld::attention_ops()}) {
+    for (const auto& room : {handheld::group_norm_ops(), handheld::winograd_conv_ops(), handheld::gelu_ops(), handheld::linear_ops(),
+                             handheld::pointwise_conv_ops(), handheld::attention_ops()}) {
       for (const auto* op : room) made.Add(op);
     }
     return made.release();

@@ -27,6 +27,9 @@ struct Linear {
   float* y;                     // [rows, columns], for kGeglu [rows, columns / 2]; no part of the others
   std::int64_t rows, depth, columns;
   LinearForm form;              // for kGeglu half of the columns is a multiple of kPanelColumns
+  // For pictures, whose channels are the depth and whose pixels are the columns; not for kGeglu:
+  bool bias_of_rows = false;      // bias: [rows]
+  std::int64_t stride = columns;  // from row to row of y and of the residual
 };
 
 // Rows first_row to last_row, and panels first_panel to last_panel of the result: for kGeglu panels of y.
@@ -43,6 +46,9 @@ struct LinearKernels {
   void (*bfloat16)(const Linear& task, const LinearBlock& block);
   void (*round)(const float* x, std::uint16_t* to, std::int64_t rows, std::int64_t depth);  // null where bfloat16 takes x as it is
   std::int64_t panels;  // that are computed together: a block has a multiple of them, but for the last
+  // Packs the first `columns` of x [depth, stride] as weights are: into panels of float32, or of bfloat16, to the nearest (null as above).
+  void (*pack)(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, float* to);
+  void (*pack_rounded)(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, std::uint16_t* to);
 };
 
 LinearKernels linear_kernels(Isa isa);

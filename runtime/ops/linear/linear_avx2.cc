@@ -2,6 +2,7 @@
 
 namespace handheld {
 
-const LinearKernels linear_avx2 = {linear<Floats<Avx2Vector>, 6, 1>, linear<WidenedPairs<Avx2Vector>, 6, 1>, nullptr, 1};
+const LinearKernels linear_avx2 = {linear<Floats<Avx2Vector>, 6, 1>, linear<WidenedPairs<Avx2Vector>, 6, 1>, nullptr, 1,
+                                   pack<Avx2Vector>, nullptr};
 
 }  // namespace handheld

@@ -36,8 +36,28 @@ void round_rows(const float* x, std::uint16_t* to, std::int64_t rows, std::int64
   }
 }
 
+// Panels of pairs: the rows of a pair rounded, and their numbers side by side. The last row of an odd number is paired with zeros.
+void pack_pairs(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, std::uint16_t* to) {
+  const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17,
+                                         1, 16, 0);
+  const std::int64_t steps = (depth + 1) / 2;
+  for (std::int64_t step = 0; step < steps; ++step, x += 2 * stride) {
+    const bool both = 2 * step + 1 < depth;
+    const std::int64_t ahead = 2 * step + 1 + kRowsAhead < depth ? kRowsAhead * stride : 0;
+    for (std::int64_t column = 0; column < columns; column += kPanelColumns) {
+      const float* const first = x + column;
+      const float* const second = both ? first + stride : first;
+      __builtin_prefetch(first + ahead);
+      __builtin_prefetch(second + ahead);
+      const __m512 upper = both ? load_some<Avx512Vector>(second, columns - column) : _mm512_setzero_ps();
+      const __m512i rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(upper, load_some<Avx512Vector>(first, columns - column)));
+      _mm512_storeu_si512(to + (column / kPanelColumns * steps + step) * 2 * kPanelColumns, _mm512_permutexvar_epi16(turns, rounded));
+    }
+  }
+}
+
 }  // namespace
 
-const LinearKernels linear_avx512bf16 = {linear<Floats<Avx512Vector>, 6, 4>, linear<Pairs, 6, 4>, round_rows, 4};
+const LinearKernels linear_avx512bf16 = {linear<Floats<Avx512Vector>, 6, 4>, linear<Pairs, 6, 4>, round_rows, 4, pack<Avx512Vector>, pack_pairs};
 
 }  // namespace handheld

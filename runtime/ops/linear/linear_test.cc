@@ -106,6 +106,80 @@ void check_shapes(Isa isa, bool bfloat16) {
   check(isa, {33, 320, 1280}, LinearForm::kGeglu, bfloat16, 240, 16, 0);
 }
 
+// W x + bias + residual of [channels, pixels] of a picture: `columns` pixels from `first` on are packed and multiplied, and no others written.
+void check_picture(Isa isa, const Shape& shape, bool adds, bool bfloat16, std::int64_t pixels, std::int64_t first) {
+  const LinearKernels kernels = linear_kernels(isa);
+  const auto [rows, depth, columns] = shape;
+  const bool rounds = bfloat16 && kernels.pack_rounded != nullptr;
+  const auto seed = static_cast<std::uint32_t>(rows * 31 + depth * 7 + columns);
+  const auto size = [](std::int64_t a, std::int64_t b) { return static_cast<std::size_t>(a * b); };
+  std::vector<float> w = normal(size(rows, depth), 0, 1 / std::sqrt(static_cast<double>(depth)), seed);
+  const std::vector<float> x = normal(size(depth, pixels), 0.1, 1, seed + 1), bias = normal(size(rows, 1), 0, 1, seed + 2);
+  const std::vector<float> residual = normal(size(rows, pixels), 0, 1, seed + 3);
+  std::vector<std::uint16_t> narrow(w.size());
+  for (std::size_t i = 0; bfloat16 && i < w.size(); ++i) narrow[i] = testing::bfloat16_of(w[i]), w[i] = testing::float_of(narrow[i]);
+  const std::int64_t panels = (columns + kPanelColumns - 1) / kPanelColumns, steps = (depth + 1) / 2;
+  std::vector<float> packed(size(panels * kPanelColumns, depth) + 1, kUntouched);
+  std::vector<std::uint16_t> pairs(size(panels * kPanelColumns, 2 * steps) + 1, 0xffff);
+  if (rounds) {
+    kernels.pack_rounded(x.data() + first, pixels, depth, columns, pairs.data());
+  } else {
+    kernels.pack(x.data() + first, pixels, depth, columns, packed.data());
+  }
+  HANDHELD_CHECK(packed.back() == kUntouched && pairs.back() == 0xffff, "%s packed outside of its output", handheld::name_of(isa));
+  for (std::int64_t i = 0; i < panels * kPanelColumns * 2 * steps; ++i) {  // [panel][step][column][of the pair]
+    const std::int64_t k = i / (2 * kPanelColumns) % steps * 2 + i % 2, panel = i / (2 * kPanelColumns * steps), lane = i / 2 % kPanelColumns;
+    if (k >= depth && !rounds) continue;
+    const std::int64_t column = panel * kPanelColumns + lane;
+    const float value = k < depth && column < columns ? x[static_cast<std::size_t>(k * pixels + first + column)] : 0.0f;
+    const bool same = rounds ? pairs[static_cast<std::size_t>(i)] == testing::bfloat16_of(value)
+                             : packed[static_cast<std::size_t>((panel * depth + k) * kPanelColumns + lane)] == value;
+    HANDHELD_CHECK(same, "%s: row %d of column %d as packed", handheld::name_of(isa), static_cast<int>(k), static_cast<int>(column));
+  }
+
+  std::vector<float> y(size(rows, pixels), kUntouched);
+  const void* const panels_of_x = rounds ? static_cast<const void*>(pairs.data()) : packed.data();
+  Linear task{w.data(), narrow.data(), panels_of_x, bias.data(), adds ? residual.data() + first : nullptr, y.data() + first, rows, depth, columns,
+              adds ? LinearForm::kAdd : LinearForm::kPlain};
+  task.bias_of_rows = true;
+  task.stride = pixels;
+  (rounds ? kernels.bfloat16 : kernels.float32)(task, {0, rows / 2, 0, panels});
+  (rounds ? kernels.bfloat16 : kernels.float32)(task, {rows / 2, rows, 0, panels});
+  double worst = 0;
+  for (std::int64_t i = 0; i < rows * pixels; ++i) {
+    const std::int64_t row = i / pixels, pixel = i % pixels;
+    const float got = y[static_cast<std::size_t>(i)];
+    if (pixel < first || pixel >= first + columns) {
+      HANDHELD_CHECK(got == kUntouched, "%s wrote pixel %d", handheld::name_of(isa), static_cast<int>(pixel));
+      continue;
+    }
+    double expected = bias[static_cast<std::size_t>(row)], sum = std::abs(expected), products = 0;
+    if (adds) expected += residual[static_cast<std::size_t>(i)], sum += std::abs(residual[static_cast<std::size_t>(i)]);
+    for (std::int64_t k = 0; k < depth; ++k) {
+      const double product = static_cast<double>(w[static_cast<std::size_t>(row * depth + k)]) * x[static_cast<std::size_t>(k * pixels + pixel)];
+      expected += product;
+      products += std::abs(product);
+    }
+    const double allowed = static_cast<double>(depth + 4) * std::ldexp(sum + products, -24) + (rounds ? std::ldexp(products, -8) : 0);
+    worst = std::fmax(worst, std::abs(got - expected) / allowed);
+  }
+  worst_of_all = std::fmax(worst_of_all, worst);
+  HANDHELD_CHECK(worst <= 1, "%s, %s, %d channels of %d, %d pixels: %.2f times the allowed error", handheld::name_of(isa), bfloat16 ? "bfloat16" : "float32",
+                 static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns), worst);
+}
+
+void check_pictures(Isa isa, bool bfloat16) {
+  for (const bool adds : {false, true}) {
+    check_picture(isa, {1, 2, 1}, adds, bfloat16, 1, 0);
+    check_picture(isa, {7, 6, 17}, adds, bfloat16, 40, 5);
+    check_picture(isa, {16, 32, 64}, adds, bfloat16, 64, 0);
+    check_picture(isa, {33, 50, 100}, adds, bfloat16, 257, 130);
+    check_picture(isa, {13, 2562, 70}, adds, bfloat16, 75, 3);  // a depth of more than one block
+    if (!bfloat16) check_picture(isa, {5, 7, 31}, adds, bfloat16, 33, 1);
+  }
+  check_picture(isa, {128, 256, 192}, false, bfloat16, 1024, 64);  // the decoder's last shortcut, some pixels of it
+}
+
 // What is not finite stays so, and stays in its row or column.
 void check_special_values(Isa isa, bool bfloat16) {
   const LinearKernels kernels = linear_kernels(isa);
@@ -137,6 +211,7 @@ int main() {
     worst_of_all = 0;
     for (const bool bfloat16 : {false, true}) {
       check_shapes(isa, bfloat16);
+      check_pictures(isa, bfloat16);
       check_special_values(isa, bfloat16);
     }
     std::printf("%s: at worst %.2f times the allowed error\n", handheld::name_of(isa), worst_of_all);

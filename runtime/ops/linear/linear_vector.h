@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::int64_t kDepthBlock = 1280;  // of 64 columns that is 320 KiB: it leaves room in a second-level cache of 512 KiB
 constexpr std::int64_t kFetchSteps = 16;    // as far ahead weights are fetched into the first-level cache
+constexpr std::int64_t kRowsAhead = 4;      // as far ahead pictures are fetched
 constexpr std::int64_t kLine = 64;          // bytes of a cache line, and of one step of a panel: 16 floats, or 16 pairs of bfloat16 numbers
 
 // What the tiles are templates over: how a step of the depth loads weights and activations and adds their products to the sums. A step
@@ -126,28 +127,33 @@ inline void tile(const Linear& task, std::int64_t row, std::int64_t panel, Depth
   }
   Sums<P, kRows, kVectors> sums;
   const std::int64_t column = panel * kPanelColumns, left = task.columns - column;
-  float* const y = task.y + row * task.columns + column;
+  float* const y = task.y + row * task.stride + column;
 #pragma GCC unroll 16
   for (int i = 0; i < kVectors; ++i) {
     const std::int64_t at = i * P::lanes;
     if (depth.from > 0) {
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) sums[r][i] = load_some<P>(y + r * task.columns + at, left - at);
+      for (int r = 0; r < kRows; ++r) sums[r][i] = load_some<P>(y + r * task.stride + at, left - at);
       continue;
     }
-    const typename P::Register bias = load_some<P>(task.bias + column + at, left - at);
+    if (task.bias_of_rows) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) sums[r][i] = bias;
+      for (int r = 0; r < kRows; ++r) sums[r][i] = P::broadcast(task.bias[row + r]);
+    } else {
+      const typename P::Register bias = load_some<P>(task.bias + column + at, left - at);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) sums[r][i] = bias;
+    }
     if (task.residual == nullptr) continue;
-    const float* const residual = task.residual + row * task.columns + column + at;
+    const float* const residual = task.residual + row * task.stride + column + at;
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) sums[r][i] = P::add(bias, load_some<P>(residual + r * task.columns, left - at));
+    for (int r = 0; r < kRows; ++r) sums[r][i] = P::add(sums[r][i], load_some<P>(residual + r * task.stride, left - at));
   }
   add_products<P, kRows, kPanels>(sums, activations<P>(task) + row * stride + depth.from, stride, panels, depth.size, fetch);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kVectors; ++i) store_some<P>(y + r * task.columns + i * P::lanes, sums[r][i], left - i * P::lanes);
+    for (int i = 0; i < kVectors; ++i) store_some<P>(y + r * task.stride + i * P::lanes, sums[r][i], left - i * P::lanes);
   }
 }
 
@@ -239,6 +245,19 @@ void linear(const Linear& task, const LinearBlock& block) {
       for (; panel < block.last_panel; ++panel) {
         rows_of_tiles<P, false, kRows, 1>(task, block.first_row, block.last_row, panel, depth, {nullptr, 0, 0});
       }
+    }
+  }
+}
+
+// Rows of x are read one after the other, each into all panels, and the next ones fetched: a row of a picture's pixels is far from the next.
+template <typename V>
+void pack(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, float* to) {
+  for (std::int64_t k = 0; k < depth; ++k, x += stride) {
+    const std::int64_t ahead = k + kRowsAhead < depth ? kRowsAhead * stride : 0;
+    for (std::int64_t column = 0; column < columns; column += kPanelColumns) {
+      __builtin_prefetch(x + ahead + column);
+      float* const step = to + (column / kPanelColumns * depth + k) * kPanelColumns;
+      for (int i = 0; i < kPanelColumns; i += V::lanes) V::store(step + i, load_some<V>(x + column + i, columns - column - i));
     }
   }
 }
