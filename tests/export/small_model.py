@@ -29,6 +29,18 @@ def vae(seed: int = 1) -> AutoencoderKL:
                          down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4).eval()
 
 
+def loud(vae: AutoencoderKL, by: float) -> AutoencoderKL:
+    """Its decoder with residuals that are as many times larger, as SDXL's have grown: the norms take it away again, and the picture is the
+    same. Changes the model itself."""
+    for name, layer in vae.decoder.named_modules():
+        if name == "conv_in" or name.endswith(("conv2", "to_out.0")):
+            layer.weight.data *= by
+            layer.bias.data *= by
+        elif name.endswith("conv_shortcut") or (".upsamplers." in name and hasattr(layer, "bias")):
+            layer.bias.data *= by
+    return vae
+
+
 def text_encoder(seed: int = 2, layers: int = 2) -> CLIPTextModel:
     torch.manual_seed(seed)
     return CLIPTextModel(CLIPTextConfig(

@@ -162,7 +162,7 @@ def test_what_has_no_float16_and_what_takes_either_type() -> None:
 # every second product overflows, and the weights of the others are worth their casts
 SCATTERED = " ".join(f"h{index} = MatMul(s{index - 1}, w{index}) s{index} = Mul(h{index}, small{index % 2})" for index in range(12))
 SCATTERED_RANGES = {f"h{index}": (0.0, 1e5 if index % 2 else 1.0) for index in range(12)}
-SCALES = {"small0": np.array([1e-3], np.float32), "small1": np.array([1e-3], np.float32)}
+SCALES = {"small0": np.ones(1, np.float32), "small1": np.array([0.3], np.float32)}
 
 
 def test_where_overflows_lie_scattered_the_smallest_stretches_between_follow() -> None:
@@ -172,12 +172,13 @@ def test_where_overflows_lie_scattered_the_smallest_stretches_between_follow() -
     model = with_weights(f"{SCATTERED} y = MatMul(s11, wy)".replace("s-1", "x"), "float[1,4] x", **weights, wy=weight(32, 4), **SCALES)
     feeds = feed(model)
     expected = run_in_double(model, feeds)[0]
-    step = run(model, (half(lambda _: SCATTERED_RANGES), NAME_NODES))[0]
+    step = run(model, (half(lambda _: SCATTERED_RANGES),))[0]
     assert ops(model)["Cast"] == 10
     assert step.notes[0].startswith("10 casts of at most 10;")
     halves = [str(name) for name, value in model.graph.initializers.items() if value.dtype == HALF]
     assert {"w8", "w10", "wy"} <= set(halves)
-    assert {"w0", "w2", "w4"}.isdisjoint(halves)
+    assert {"w0", "w2"}.isdisjoint(halves)
+    run(model, (NAME_NODES,))
     assert snr(expected, in_half_arithmetic(model, feeds)) > ROUNDED_DB
 
 
