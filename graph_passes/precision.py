@@ -38,7 +38,7 @@ def measures(precision: str, target: str) -> bool:
 def lowered(precision: str, target: str, measure: Measure | None) -> tuple[Pass, ...]:
     """The passes of a precision. `measure` tells the ranges of a graph's values, where a choice is made by them."""
     if precision == "a16w8":
-        return (bound_masks(-100.0), REMOVE_UNUSED, quantize_static(measure, target != "qnn"), REMOVE_UNUSED, NAME_NODES)
+        return (bound_masks(-100.0), REMOVE_UNUSED, quantize_static(measure, target == "qnn"), REMOVE_UNUSED, NAME_NODES)
     if precision == "fp16" and target != "qnn":
         return (bound_masks(-1e4), REMOVE_UNUSED, half(measure), REMOVE_UNUSED, NAME_NODES)
     if precision in BITS:

@@ -4,7 +4,13 @@ Runtimes that compute in integers, QNN's above all, read it as what their operat
 there. An activation of magnitude m on the measured trajectories is round(x / s) + 32768 with s = 2 REACH m / 65535, or round(x / s) with
 half of that s where it was never negative; of a softmax, a sigmoid and a hyperbolic tangent the ends are known. Weights are symmetric, with
 the scale of least square error (see quantize_weights): one to each output channel of Conv, Gemm and MatMul. A bias is int32 at the scale
-of the sums that it is added to.
+of the sums that it is added to. LayerNormalization's gains, which are few, are int16.
+
+The NPU of a Snapdragon, HTP, computes in these integers what the CPU's provider computes in float32, and asks for more:
+- MatMul's weights have one scale; Conv and Gemm may have one to each channel.
+- LayerNormalization's gains are int16 or uint8, InstanceNormalization's 8 bits.
+- A product of two activations rounds the second one to 8 bits (31 to 49 dB alone), and QNN 2.51 may compile what follows it in a graph
+  so that it reads what nobody wrote. So attention's scores and its softmax stay float, which HTP computes as float16.
 
 16-bit integers are ONNX's from opset 21 on; before, they are com.microsoft's.
 """
@@ -12,6 +18,7 @@ of the sums that it is added to.
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -36,13 +43,12 @@ ELEMENTWISE = ("Add", "Div", "Mul", "Sub", "Where")
 Parameters = tuple[ir.Value, ir.Value, float]  # the scale and the zero point as constants, and the scale
 
 
-def quantize_static(measure: Measure | None, matmul_channels: bool = True) -> Pass:
-    """The pass, with what tells the ranges of a graph's values; without it, running it is an error. `matmul_channels`: whether MatMul's
-    weights may have a scale to each output channel, which QNN takes of Conv and Gemm alone."""
-    return Pass("quantize to 16 bits with weights of 8", functools.partial(_apply, measure=measure, matmul_channels=matmul_channels))
+def quantize_static(measure: Measure | None, for_htp: bool = False) -> Pass:
+    """The pass, with what tells the ranges of a graph's values; without it, running it is an error. `for_htp`: as a Snapdragon takes it."""
+    return Pass("quantize to 16 bits with weights of 8", functools.partial(_apply, measure=measure, for_htp=for_htp))
 
 
-def _apply(model: ir.Model, measure: Measure | None, matmul_channels: bool) -> Outcome:
+def _apply(model: ir.Model, measure: Measure | None, for_htp: bool) -> Outcome:
     """Returns how many values it quantized. Errors: GraphError where a value was not measured, or is not finite."""
     if measure is None:
         raise GraphError("Activations are quantized by their ranges, and nothing measures them here: take python -m export.")
@@ -56,15 +62,30 @@ def _apply(model: ir.Model, measure: Measure | None, matmul_channels: bool) -> O
     for value in values:
         if value.dtype != FLOAT or value in exact or not (value.uses() or value.is_graph_output()):
             continue
+        if for_htp and _stays_float(value, known):
+            continue
         above = value.producer()
         source = above.inputs[0] if above is not None and is_standard(above, *VIEWS) else None
         if source not in known:
             source = None
         known[value] = known[source] if source is not None else _parameters(graph, value, ranges.get(value.name or ""))
-    weights = sum(_quantize_constants(node, known, matmul_channels) for node in list(graph))
+    weights = sum(_quantize_constants(node, known, for_htp) for node in list(graph))
     for value, parameters in known.items():
         _quantize(graph, value, parameters)
     return Outcome(len(known), (f"{len(known)} activations in 16 bits, {weights} constants",))
+
+
+def _stays_float(value: ir.Value, known: Collection[ir.Value]) -> bool:
+    """Whether a value is a product of two quantized activations, what a softmax reads or gives, or a view of such a one: ONNX Runtime moves
+    a QuantizeLinear behind a view before it, and so back to the product."""
+    above = value.producer()
+    if above is None:
+        return False
+    if is_standard(above, "MatMul"):
+        return all(each in known for each in above.inputs)
+    if is_standard(above, *VIEWS):
+        return above.inputs[0] not in known
+    return is_standard(above, "Softmax") or any(is_standard(use.node, "Softmax") for use in value.uses())
 
 
 def _parameters(graph: ir.Graph, value: ir.Value, measured: tuple[float, float] | None) -> Parameters:
@@ -109,7 +130,7 @@ def _quantize(graph: ir.Graph, value: ir.Value, parameters: Parameters) -> None:
         graph.outputs[list(graph.outputs).index(value)] = back.outputs[0]
 
 
-def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters], matmul_channels: bool) -> int:
+def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters], for_htp: bool) -> int:
     """Quantizes the constants that a node reads beside an activation that is quantized; returns how many."""
     graph, count = node.graph, 0
     assert isinstance(graph, ir.Graph)
@@ -120,8 +141,10 @@ def _quantize_constants(node: ir.Node, known: dict[ir.Value, Parameters], matmul
     for index, value in enumerate(node.inputs):
         if not is_constant(value) or value.dtype != FLOAT:
             continue
-        if index == 1 and is_standard(node, "Conv", "Gemm", "MatMul", *NORMS):
-            scales = _weight(node, index, value, _channels(node, matmul_channels))
+        if index == 1 and is_standard(node, "LayerNormalization"):
+            scales = _gains(node, value)
+        elif index == 1 and is_standard(node, "Conv", "Gemm", "MatMul", *NORMS):
+            scales = _weight(node, index, value, _channels(node, not for_htp))
         elif index == 2 and is_standard(node, "Conv", "Gemm", *NORMS) and scales is not None:
             _bias(node, value, activation[2], scales)
         elif is_standard(node, *ELEMENTWISE, "MatMul", "Concat"):
@@ -161,17 +184,30 @@ def _weight(node: ir.Node, index: int, value: ir.Value, axis: int | None) -> ir.
     return scales
 
 
+def _gains(node: ir.Node, value: ir.Value) -> ir.Value:
+    """int16, symmetric, with one scale, which it returns."""
+    graph, array = graph_of(node), stored(value).numpy()
+    step = np.float32(np.abs(array).max() / np.iinfo(np.int16).max or 1.0)
+    codes = add_initializer(graph, ir.tensor(np.rint(array / step).astype(np.int16)), f"{value.name}.codes")
+    scale = add_initializer(graph, ir.tensor(np.array(step)), f"{value.name}.scales")
+    back = insert(node, "DequantizeLinear", [codes, scale], {}, f"{node.name}_gains").outputs[0]
+    back.type, back.shape = value.type, value.shape
+    node.replace_input_with(1, back)
+    return scale
+
+
 def _bias(node: ir.Node, value: ir.Value, activation: float, weights: ir.Value) -> None:
-    """int32 at the scale of the products, which is that of the activation times those of the weights."""
+    """int32 at the scale of the products, which is that of the activation times those of the weights; at a larger one where it would not
+    fit, as beside a norm's small input."""
     graph, source, factors = graph_of(node), stored(value), stored(weights)
     many = lengths(factors)
 
     def scales() -> ir.Tensor:
-        return ir.Tensor((factors.numpy() * np.float32(activation)).astype(np.float32))
+        least = np.abs(source.numpy()).max() / 2.0**30
+        return ir.Tensor(np.maximum(factors.numpy() * activation, least).astype(np.float32))
 
     def codes() -> ir.Tensor:
-        limits = np.iinfo(np.int32)
-        return ir.Tensor(np.clip(np.rint(source.numpy().astype(np.float64) / scales().numpy()), limits.min, limits.max).astype(np.int32))
+        return ir.Tensor(np.rint(source.numpy().astype(np.float64) / scales().numpy()).astype(np.int32))
 
     inputs = [add_made(graph, f"{value.name}.codes", codes, ir.DataType.INT32, lengths(source)),
               add_made(graph, f"{value.name}.scales", scales, FLOAT, many)]

@@ -82,18 +82,18 @@ def test_what_is_never_negative_has_all_codes_above_zero_and_known_ends_are_not_
     assert [value.const_value.numpy() for value in last.inputs[1:]] == [np.float32(scale), zero]
 
 
-@pytest.mark.parametrize(("matmul_channels", "scales"), [(True, (12,)), (False, ())])
-def test_a_product_has_a_scale_to_each_channel_but_where_a_runtime_takes_one(matmul_channels: bool, scales: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("for_htp", "scales"), [(False, (12,)), (True, ())])
+def test_a_product_has_a_scale_to_each_channel_but_for_htp(for_htp: bool, scales: tuple[int, ...]) -> None:
     columns = np.geomspace(1, 0.03, 12, dtype=np.float32)  # of very different sizes: one scale to all loses the small ones
     model = with_weights("y = MatMul(x, w)", "float[5,16] x", w=weight(16, 12) * columns)
     feeds = feed(model)
     expected = run_in_double(model, feeds)[0]
-    run(model, (quantize_static(measured, matmul_channels),))
+    run(model, (quantize_static(measured, for_htp),))
     product = next(node for node in model.graph if node.op_type == "MatMul")
     assert product.inputs[1].producer().inputs[1].const_value.numpy().shape == scales
     got = run_in_runtime(model, feeds)[0]
     worst = min(snr(expected[:, column], got[:, column]) for column in range(12))
-    assert (worst > 30.0) == matmul_channels
+    assert (worst > 30.0) != for_htp
 
 
 def test_a_bias_has_the_scale_of_the_products() -> None:
@@ -106,6 +106,38 @@ def test_a_bias_has_the_scale_of_the_products() -> None:
     assert scale["w"].shape == (8,)
     codes = bias.inputs[0].const_value.numpy()
     assert np.abs(codes * scale["b"].astype(np.float64) - weight(8, seed=1)).max() <= scale["b"].max() / 2 * (1 + 1e-6)
+
+
+ATTENTION = """s = MatMul(q, k) m = Add(s, mask) p = Softmax <axis: int = -1> (m) o = MatMul(p, v)
+    t = Transpose <perm = [0, 2, 1]> (o) a = Add(q, q) b = MatMul(t, a) c = Reshape(b, sizes) y = Relu(c)"""
+
+
+def attention() -> ir.Model:
+    return with_weights(ATTENTION, "float[1,8,8] q, float[1,8,8] k, float[1,8,8] v", mask=weight(1, 8, 8, seed=1), sizes=np.array([8, 8]))
+
+
+@pytest.mark.parametrize(("for_htp", "codes"), [
+    (False, {"q", "k", "v", "s", "m", "p", "o", "t", "a", "b", "c", "y"}),
+    (True, {"q", "k", "v", "o", "t", "a", "y"}),  # of b, c is a view
+])
+def test_htp_multiplies_no_two_activations_as_integers(for_htp: bool, codes: set[str]) -> None:
+    model = attention()
+    feeds = feed(model)
+    expected = run_in_double(model, feeds)[0]
+    run(model, (quantize_static(measured, for_htp), REMOVE_UNUSED))
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    assert {str(node.inputs[0].name).removesuffix("_exact") for node in quantizers} == codes
+    assert snr(expected, run_in_runtime(model, feeds)[0]) > 60.0
+
+
+def test_the_gains_of_a_layer_norm_have_16_bits_and_its_bias_fits_beside_a_small_input() -> None:
+    model = with_weights("y = LayerNormalization(x, g, b)", "float[5,16] x", g=weight(16, seed=1), b=weight(16, seed=2))
+    feeds = {"x": 1e-3 * feed(model)["x"]}  # whose scale times that of the gains, 2^31 times, is less than the bias
+    expected = run_in_double(model, feeds)[0]
+    run(model, (quantize_static(lambda _: {"x": (-4e-3, 4e-3), "y": (-8.0, 8.0)}),))
+    norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
+    assert norm.inputs[1].producer().inputs[0].dtype == ir.DataType.INT16
+    assert snr(expected, run_in_runtime(model, feeds)[0]) > 60.0
 
 
 def test_the_argument_of_a_sine_is_exact_and_the_host_takes_it() -> None:
