@@ -3,7 +3,32 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(HANDHELD_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(HANDHELD_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace handheld {
+namespace {
+
+#if defined(HANDHELD_ARM64)
+// Whether the CPU has FEAT_BF16: vectors of bfloat16 numbers and products of them.
+bool has_bfloat16() {
+#if defined(__linux__)  // Android too
+  constexpr unsigned long kBfloat16 = 1ul << 14;  // HWCAP2_BF16, which older C libraries don't name
+  return (getauxval(AT_HWCAP2) & kBfloat16) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+}  // namespace
 
 const char* name_of(Isa isa) {
   switch (isa) {
@@ -12,6 +37,7 @@ const char* name_of(Isa isa) {
     case Isa::kAvx512: return "avx512";
     case Isa::kAvx512Bf16: return "avx512bf16";
     case Isa::kNeon: return "neon";
+    case Isa::kNeonBf16: return "neonbf16";
   }
   return "unknown";
 }
@@ -26,6 +52,7 @@ std::vector<Isa> available_isas() {
   }
 #elif defined(HANDHELD_ARM64)
   isas.push_back(Isa::kNeon);  // part of every 64-bit Arm
+  if (has_bfloat16()) isas.push_back(Isa::kNeonBf16);
 #endif
   return isas;
 }

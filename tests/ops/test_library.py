@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "neon")
+from .harness import ISAS
 
 
 def test_code_for_one_instruction_set_stays_in_its_file(ops_library: Path) -> None:

@@ -10,6 +10,7 @@ AttentionKernel flash_attention_kernel(Isa isa, [[maybe_unused]] bool bfloat16) 
     case Isa::kAvx512Bf16: return bfloat16 ? flash_attention_avx512bf16 : flash_attention_avx512;
 #elif defined(HANDHELD_ARM64)
     case Isa::kNeon: return flash_attention_neon;
+    case Isa::kNeonBf16: return bfloat16 ? flash_attention_neonbf16 : flash_attention_neon;
 #endif
     default: return flash_attention_portable;
   }
@@ -22,7 +23,8 @@ AttentionKernel partial_softmax_attention_kernel(Isa isa) {
     case Isa::kAvx512:
     case Isa::kAvx512Bf16: return partial_softmax_attention_avx512;
 #elif defined(HANDHELD_ARM64)
-    case Isa::kNeon: return partial_softmax_attention_neon;
+    case Isa::kNeon:
+    case Isa::kNeonBf16: return partial_softmax_attention_neon;
 #endif
     default: return partial_softmax_attention_portable;
   }

@@ -49,11 +49,11 @@ struct AttentionKernel {
 AttentionKernel flash_attention_kernel(Isa isa, bool bfloat16);
 AttentionKernel partial_softmax_attention_kernel(Isa isa);
 
-// One pair per instruction set, in attention_<isa>.cc, and the one that multiplies bfloat16 numbers.
+// One pair per instruction set, in attention_<isa>.cc, and those that multiply bfloat16 numbers.
 extern const AttentionKernel flash_attention_portable, partial_softmax_attention_portable;
 extern const AttentionKernel flash_attention_avx2, partial_softmax_attention_avx2;
 extern const AttentionKernel flash_attention_avx512, partial_softmax_attention_avx512;
 extern const AttentionKernel flash_attention_neon, partial_softmax_attention_neon;
-extern const AttentionKernel flash_attention_avx512bf16;
+extern const AttentionKernel flash_attention_avx512bf16, flash_attention_neonbf16;
 
 }  // namespace handheld

@@ -49,7 +49,7 @@ int main(int count, char** arguments) {
     std::vector<float> y(q.size());
     const Attention task{q.data(), k.data(), v.data(), nullptr, y.data(), 1, layer.heads, layer.queries, layer.keys, layer.dim,
                          1 / std::sqrt(static_cast<float>(layer.dim)), 0, 0, 0, 0};
-    const testing::Expected of_floats = testing::expected_query(task, 0, 0, 5), of_rounded = testing::expected_query(task, 0, 0, 5, /*rounded=*/true);
+    const testing::Expected of_floats = testing::expected_query(task, 0, 0, 5), of_rounded = testing::expected_query(testing::Rounded(task).task, 0, 0, 5, /*rounds_weights=*/true);
     for (const Isa isa : available_isas()) {
       struct Variant {
         const char* name;
@@ -57,7 +57,7 @@ int main(int count, char** arguments) {
         bool rounds = false;
       };
       std::vector<Variant> variants = {{"flash", flash_attention_kernel(isa, false)}, {"partial softmax", partial_softmax_attention_kernel(isa)}};
-      if (isa == Isa::kAvx512Bf16) variants.push_back({"flash, bfloat16", flash_attention_kernel(isa, true), true});
+      if (isa == Isa::kAvx512Bf16 || isa == Isa::kNeonBf16) variants.push_back({"flash, bfloat16", flash_attention_kernel(isa, true), true});
       for (const auto& [name, kernel, rounds] : variants) {
         const testing::Expected& expected = rounds ? of_rounded : of_floats;
         double best = INFINITY, total = 0;

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "../bfloat16.h"
 #include "../vector_math.h"
 #include "attention.h"
 
@@ -41,7 +42,7 @@ struct KeyBlock {
   std::int64_t k_stride, v_stride;
 };
 
-// Products of floats. (attention_avx512bf16.cc has those of pairs.)
+// Products of floats.
 template <typename V>
 struct Floats {
   using Vector = V;
@@ -55,6 +56,47 @@ struct Floats {
   static constexpr std::int64_t block_floats(std::int64_t) { return 0; }
   static KeyBlock block(const Attention&, const Head& head, std::int64_t key, std::int64_t, float*) {
     return {head.k + key * head.width, head.v + key * head.width, head.width, head.width};
+  }
+};
+
+// Products of pairs of bfloat16 numbers; B is one of ../bfloat16.h.
+template <typename B>
+struct Pairs {
+  using Bfloats = B;
+  using Vector = typename B::Vector;
+  using Register = typename B::Register;
+  static constexpr int depth = 2, lanes = Vector::lanes;
+
+  static Register join(const Register (&factors)[2]) { return B::pair(factors[0], factors[1]); }
+  static Register multiply_add(Register a, Register b, Register c) { return B::multiply_add(a, b, c); }
+
+  // k [kKeyBlock][k_stride] and v [kKeyBlock / 2][v_stride], whole registers.
+  static constexpr std::int64_t k_stride(std::int64_t dim) { return (dim + 2 * lanes - 1) / (2 * lanes) * lanes; }
+  static constexpr std::int64_t v_stride(std::int64_t dim) { return (dim + lanes - 1) / lanes * lanes; }
+  static constexpr std::int64_t block_floats(std::int64_t dim) { return kKeyBlock * k_stride(dim) + kKeyBlock / 2 * v_stride(dim); }
+
+  static Register load(const float* from, std::int64_t count) {
+    if (count >= lanes) return Vector::load(from);
+    return count <= 0 ? Vector::broadcast(0.0f) : Vector::load_part(from, static_cast<int>(count), 0.0f);
+  }
+
+  static KeyBlock block(const Attention& task, const Head& head, std::int64_t key, std::int64_t keys, float* memory) {
+    const KeyBlock block{memory, memory + kKeyBlock * k_stride(task.dim), k_stride(task.dim), v_stride(task.dim)};
+    float* const v = memory + kKeyBlock * block.k_stride;
+    for (std::int64_t i = 0; i < keys; ++i) {
+      const float* const from = head.k + (key + i) * head.width;
+      for (std::int64_t at = 0; at < task.dim; at += 2 * lanes) {
+        Vector::store(memory + i * block.k_stride + at / 2, B::narrow(load(from + at, task.dim - at), load(from + at + lanes, task.dim - at - lanes)));
+      }
+    }
+    for (std::int64_t i = 0; i < keys; i += 2) {
+      const float* const from = head.v + (key + i) * head.width;
+      for (std::int64_t at = 0; at < task.dim; at += lanes) {
+        const std::int64_t count = task.dim - at;
+        Vector::store(v + i / 2 * block.v_stride + at, B::pair(load(from + at, count), load(from + head.width + at, i + 1 < keys ? count : 0)));
+      }
+    }
+    return block;
   }
 };
 
@@ -126,6 +168,10 @@ struct Tile {
   template <int kCount>
   static void multiply(Register (&sums)[kCount][kColumns], const float* a, std::int64_t row_stride, std::int64_t step_stride, const float* b,
                        std::int64_t steps) {
+    if constexpr (requires { requires P::Bfloats::in_squares; }) {
+      const auto columns = [b](std::int64_t step, int i) { return b + step * kWidth + i * V::lanes; };
+      return P::Bfloats::add_products(sums, a, row_stride, step_stride, columns, steps, [](std::int64_t) {});
+    }
     for (std::int64_t step = 0; step < steps; ++step, a += step_stride, b += kWidth) {
       Register vectors[kColumns];
       for (int column = 0; column < kColumns; ++column) vectors[column] = V::load(b + column * V::lanes);

@@ -17,21 +17,40 @@ struct Expected {
   double allowed;         // how far a kernel may be from each of them
 };
 
-// What one query of one head gets, and the error that attention.h allows. `rounded`: of a kernel that rounds operands to bfloat16.
-inline Expected expected_query(const Attention& task, std::int64_t image, std::int64_t head, std::int64_t query, bool rounded = false) {
+// A task with the operands that products of bfloat16 numbers have: scale * q, k and v rounded.
+struct Rounded {
+  explicit Rounded(const Attention& of) : task(of) {
+    const auto round = [](const float* from, std::int64_t count, float scale) {
+      std::vector<float> result(from, from + count);
+      for (float& value : result) value = float_of(bfloat16_of(value * scale));
+      return result;
+    };
+    const std::int64_t width = of.batch * of.heads * of.dim;
+    q = round(of.q, of.queries * width, of.scale);
+    k = round(of.k, of.keys * width, 1);
+    v = round(of.v, of.keys * width, 1);
+    task.q = q.data();
+    task.k = k.data();
+    task.v = v.data();
+    task.scale = 1;
+  }
+  std::vector<float> q, k, v;
+  Attention task;
+};
+
+// What one query of one head gets, and the error that attention.h allows. `rounds_weights`: to a kernel that makes them bfloat16.
+inline Expected expected_query(const Attention& task, std::int64_t image, std::int64_t head, std::int64_t query, bool rounds_weights = false) {
   constexpr double kUnit = 1.0 / (1 << 23);
   const std::int64_t width = task.heads * task.dim;
   const float* const q = task.q + (image * task.queries + query) * width + head * task.dim;
   const auto row = [&](const float* of, std::int64_t key) { return of + (image * task.keys + key) * width + head * task.dim; };
-  const auto operand = [&](float value) { return static_cast<double>(rounded ? float_of(bfloat16_of(value)) : value); };
 
   std::vector<double> scores, magnitudes;
   double most = -INFINITY;
   for (std::int64_t key = 0; key < task.keys; ++key) {
     double score = 0, magnitude = 0;
     for (std::int64_t i = 0; i < task.dim; ++i) {
-      const double scaled = rounded ? operand(q[i] * task.scale) : operand(q[i]) * static_cast<double>(task.scale);
-      const double product = scaled * operand(row(task.k, key)[i]);
+      const double product = static_cast<double>(q[i]) * static_cast<double>(task.scale) * static_cast<double>(row(task.k, key)[i]);
       score += product;
       magnitude += std::abs(product);
     }
@@ -52,13 +71,14 @@ inline Expected expected_query(const Attention& task, std::int64_t image, std::i
     const double term = std::exp(scores[static_cast<std::size_t>(key)] - most);
     sum += term;
     for (std::int64_t i = 0; i < task.dim; ++i) {
-      expected.y[static_cast<std::size_t>(i)] += term * operand(row(task.v, key)[i]);
-      largest_value = std::max(largest_value, std::abs(operand(row(task.v, key)[i])));
+      const double value = row(task.v, key)[i];
+      expected.y[static_cast<std::size_t>(i)] += term * value;
+      largest_value = std::max(largest_value, std::abs(value));
     }
     if (term > 0) largest_score = std::max(largest_score, magnitudes[static_cast<std::size_t>(key)]);
   }
   for (double& each : expected.y) each /= sum;
-  expected.allowed = largest_value * (kUnit * (kOwnError + kScoreError * largest_score) + (rounded ? kWeightError : 0));
+  expected.allowed = largest_value * (kUnit * (kOwnError + kScoreError * largest_score) + (rounds_weights ? kWeightError : 0));
   return expected;
 }
 

@@ -9,7 +9,8 @@ GeluKernels gelu_kernels(Isa isa) {
     case Isa::kAvx512:
     case Isa::kAvx512Bf16: return gelu_avx512;
 #elif defined(HANDHELD_ARM64)
-    case Isa::kNeon: return gelu_neon;
+    case Isa::kNeon:
+    case Isa::kNeonBf16: return gelu_neon;
 #endif
     default: return gelu_portable;
   }

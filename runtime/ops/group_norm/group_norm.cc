@@ -9,7 +9,8 @@ GroupNormKernel group_norm_kernel(Isa isa) {
     case Isa::kAvx512:
     case Isa::kAvx512Bf16: return group_norm_avx512;
 #elif defined(HANDHELD_ARM64)
-    case Isa::kNeon: return group_norm_neon;
+    case Isa::kNeon:
+    case Isa::kNeonBf16: return group_norm_neon;
 #endif
     default: return group_norm_portable;
   }

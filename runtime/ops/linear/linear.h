@@ -59,5 +59,6 @@ extern const LinearKernels linear_avx2;
 extern const LinearKernels linear_avx512;
 extern const LinearKernels linear_avx512bf16;
 extern const LinearKernels linear_neon;
+extern const LinearKernels linear_neonbf16;
 
 }  // namespace handheld

@@ -5,6 +5,7 @@
 // pass over them, and while they do they fetch the next panels there.
 #pragma once
 
+#include "../bfloat16.h"
 #include "../vector_math.h"
 #include "linear.h"
 
@@ -38,6 +39,24 @@ struct WidenedPairs : V {
   static constexpr int depth = 2, parts = 2;
   static typename V::Register weights(const std::uint16_t* panel, int part) { return part == 0 ? V::load_first(panel) : V::load_second(panel); }
   static typename V::Register activation(const float* x, int part) { return V::broadcast(x[part]); }
+};
+
+// Products of pairs of bfloat16 numbers; B is one of ../bfloat16.h.
+template <typename B>
+struct Pairs : B::Vector {
+  using Bfloats = B;
+  using Vector = typename B::Vector;
+  using Register = typename B::Register;
+  using Weight = std::uint16_t;
+  using Activation = std::uint16_t;
+  static constexpr int depth = 2, parts = 1;
+  static Register weights(const std::uint16_t* panel, int) { return Vector::load(reinterpret_cast<const float*>(panel)); }
+  static Register activation(const std::uint16_t* x, int) {
+    float pair;
+    std::memcpy(&pair, x, sizeof(pair));
+    return Vector::broadcast(pair);
+  }
+  static Register multiply_add(Register x, Register weights, Register sum) { return B::multiply_add(x, weights, sum); }
 };
 
 // What a tile fetches into the second-level cache while it computes: `each` lines in every eighth step.
@@ -80,8 +99,21 @@ inline __attribute__((always_inline)) void add_products(Sums<P, kRows, kPanels *
                                                         const typename P::Weight* const (&panels)[kPanels], std::int64_t depth, Fetch fetch) {
   const std::int64_t steps = P::parts == P::depth ? depth / P::depth : (depth + 1) / 2;
   std::int64_t step = 0;
-  for (; step + 8 <= steps; step += 8) {
+  const auto fetch_some = [&] {
     for (std::int64_t i = 0; i < fetch.each; ++i, fetch.at += kLine) __builtin_prefetch(fetch.at, 0, 2);
+  };
+  if constexpr (requires { requires P::Bfloats::in_squares; }) {
+    const auto columns = [&](std::int64_t step, int i) {
+      return reinterpret_cast<const float*>(panels[i * P::lanes / kPanelColumns]) + step * kPanelColumns + i * P::lanes % kPanelColumns;
+    };
+    const auto ahead = [&](std::int64_t step) {
+      for (int panel = 0; panel < kPanels; ++panel) __builtin_prefetch(columns(step + kFetchSteps, panel * kPanelColumns / P::lanes));
+      if (step % 8 == 0) fetch_some();
+    };
+    return P::Bfloats::add_products(sums, reinterpret_cast<const float*>(x), stride / 2, 1, columns, steps, ahead);
+  }
+  for (; step + 8 <= steps; step += 8) {
+    fetch_some();
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) add_step<P, kRows, kPanels, P::parts>(sums, x, stride, panels, step + i);
   }
@@ -249,6 +281,19 @@ void linear(const Linear& task, const LinearBlock& block) {
   }
 }
 
+// To the nearest bfloat16, ties to even; a row of odd depth ends with a zero.
+template <typename B>
+void round_rows(const float* x, std::uint16_t* to, std::int64_t rows, std::int64_t depth) {
+  using V = typename B::Vector;
+  const std::int64_t stride = depth + depth % 2;
+  for (std::int64_t row = 0; row < rows; ++row, x += depth, to += stride) {
+    for (std::int64_t k = 0; k < stride; k += 2 * V::lanes) {
+      const auto rounded = B::narrow(load_some<V>(x + k, depth - k), load_some<V>(x + k + V::lanes, depth - k - V::lanes));
+      store_some<V>(reinterpret_cast<float*>(to + k), rounded, (stride - k) / 2);
+    }
+  }
+}
+
 // Rows of x are read one after the other, each into all panels, and the next ones fetched: a row of a picture's pixels is far from the next.
 template <typename V>
 void pack(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, float* to) {
@@ -258,6 +303,28 @@ void pack(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t 
       __builtin_prefetch(x + ahead + column);
       float* const step = to + (column / kPanelColumns * depth + k) * kPanelColumns;
       for (int i = 0; i < kPanelColumns; i += V::lanes) V::store(step + i, load_some<V>(x + column + i, columns - column - i));
+    }
+  }
+}
+
+// The rows of a pair rounded, and their numbers side by side. The last row of an odd number is paired with zeros.
+template <typename B>
+void pack_pairs(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, std::uint16_t* to) {
+  using V = typename B::Vector;
+  const std::int64_t steps = (depth + 1) / 2;
+  for (std::int64_t step = 0; step < steps; ++step, x += 2 * stride) {
+    const bool both = 2 * step + 1 < depth;
+    const std::int64_t ahead = 2 * step + 1 + kRowsAhead < depth ? kRowsAhead * stride : 0;
+    for (std::int64_t column = 0; column < columns; column += kPanelColumns) {
+      const float* const first = x + column;
+      const float* const second = both ? first + stride : first;
+      __builtin_prefetch(first + ahead);
+      __builtin_prefetch(second + ahead);
+      float* const pairs = reinterpret_cast<float*>(to) + (column / kPanelColumns * steps + step) * kPanelColumns;
+      for (int i = 0; i < kPanelColumns; i += V::lanes) {
+        const std::int64_t left = columns - column - i;
+        V::store(pairs + i, B::pair(load_some<V>(first + i, left), both ? load_some<V>(second + i, left) : V::broadcast(0.0f)));
+      }
     }
   }
 }

@@ -31,7 +31,8 @@ struct WinogradKernel {
   void (*multiply)(const WinogradConv& task, const TileBlock& block, std::int64_t begin, std::int64_t end, const float* v, float* m);
 };
 
-// One per instruction set, in winograd_conv_<isa>.cc; the last is for bfloat16 weights only.
-extern const WinogradKernel winograd_conv_portable, winograd_conv_avx2, winograd_conv_avx512, winograd_conv_neon, winograd_conv_avx512bf16;
+// One per instruction set, in winograd_conv_<isa>.cc; the last two are for bfloat16 weights only.
+extern const WinogradKernel winograd_conv_portable, winograd_conv_avx2, winograd_conv_avx512, winograd_conv_neon;
+extern const WinogradKernel winograd_conv_avx512bf16, winograd_conv_neonbf16;
 
 }  // namespace handheld

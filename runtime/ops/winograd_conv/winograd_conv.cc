@@ -31,6 +31,7 @@ const WinogradKernel& kernel_for(const WinogradConv& task, Isa isa) {
     case Isa::kAvx512Bf16: return task.bfloat16 ? winograd_conv_avx512bf16 : winograd_conv_avx512;
 #elif defined(HANDHELD_ARM64)
     case Isa::kNeon: return winograd_conv_neon;
+    case Isa::kNeonBf16: return task.bfloat16 ? winograd_conv_neonbf16 : winograd_conv_neon;
 #endif
     default: return static_cast<void>(task), winograd_conv_portable;
   }

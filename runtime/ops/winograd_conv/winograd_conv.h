@@ -47,8 +47,8 @@ std::size_t winograd_conv_scratch(const WinogradConv& task, Isa isa, int threads
 // the same time.
 //
 // Error: what is rounded is numbers in transformed space. Measured against double, as root mean squares relative to y's, for weights and
-// inputs without structure: F(2x2) 6e-7, F(4x4) 2e-6, F(6x6) 7e-6; with bfloat16 weights F(2x2) 4e-3, F(4x4) 1.3e-2. Only kAvx512Bf16
-// rounds the transformed input to bfloat16 too; the others take such weights as floats.
+// inputs without structure: F(2x2) 6e-7, F(4x4) 2e-6, F(6x6) 7e-6; with bfloat16 weights F(2x2) 4e-3, F(4x4) 1.3e-2. kAvx512Bf16
+// and kNeonBf16 round the transformed input to bfloat16 too; the others take such weights as floats.
 void winograd_conv(const WinogradConv& task, Isa isa, int threads, void* scratch, const Parallel& parallel);
 
 }  // namespace handheld

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../bfloat16.h"
 #include "../vector_math.h"
 #include "blocks.h"
 #include "interleave.h"
@@ -24,13 +25,20 @@ struct Blocking<PortableVector> {
   static constexpr int rows = 4, vectors = 1;
 };
 
-// Products of floats. (winograd_conv_avx512bf16.cc has those of pairs.)
+// Products of floats.
 template <typename V>
 struct FloatProducts {
   using Vector = V;
   using Register = typename V::Register;
   static constexpr int channels = 1;  // in one place of V
   static Register multiply_add(Register u, Register v, Register sum) { return V::multiply_add(u, v, sum); }
+};
+
+// Products of pairs of bfloat16 numbers; B is one of ../bfloat16.h.
+template <typename B>
+struct PairProducts : B {
+  using Bfloats = B;
+  static constexpr int channels = 2;
 };
 
 // Tiles that follow each other in a row of tiles.
@@ -209,24 +217,10 @@ __attribute__((noinline)) void sum_up(const Sums& task) {
   }
   const float* u = task.u;
   const float* v = task.v;
-  const auto step = [&] {
-    Register values[vectors];
-#pragma GCC unroll 3
-    for (int i = 0; i < vectors; ++i) values[i] = V::load(v + i * V::lanes);
-#pragma GCC unroll 16
-    for (int row = 0; row < count; ++row) {
-      const Register weight = V::broadcast(u[row / rows * task.u_panel + row % rows]);
-#pragma GCC unroll 3
-      for (int i = 0; i < vectors; ++i) sums[row][i] = Products::multiply_add(weight, values[i], sums[row][i]);
-    }
-    u += kPanelChannels;
-    v += task.lanes;
-  };
   // To have the next operands in the cache in time decides over the speed: what reads them ahead in hardware stops at every page.
   const float* u_next = task.u_next;
   const float* v_next = task.v_next;
-  std::int64_t k = 0;
-  for (; k + 4 <= task.depth; k += 4) {
+  const auto fetch = [&] {
 #pragma GCC unroll 2
     for (int panel = 0; panel < panels; ++panel) {
       __builtin_prefetch(u_next + panel * task.u_panel, 0, 2);
@@ -236,12 +230,37 @@ __attribute__((noinline)) void sum_up(const Sums& task) {
     __builtin_prefetch(v_next + 16, 0, 2);
     u_next += 4 * kPanelChannels;
     v_next += 4 * task.v_step;
-    step();
-    step();
-    step();
-    step();
+  };
+  if constexpr (requires { requires Products::Bfloats::in_squares; }) {
+    static_assert(panels == 1);  // two are for registers of as many lanes as the smallest block
+    const auto columns = [&](std::int64_t step, int i) { return v + step * task.lanes + i * V::lanes; };
+    Products::add_products(sums, u, 1, kPanelChannels, columns, task.depth, [&](std::int64_t k) {
+      if (k % 4 == 0) fetch();
+    });
+  } else {
+    const auto step = [&] {
+      Register values[vectors];
+#pragma GCC unroll 3
+      for (int i = 0; i < vectors; ++i) values[i] = V::load(v + i * V::lanes);
+#pragma GCC unroll 16
+      for (int row = 0; row < count; ++row) {
+        const Register weight = V::broadcast(u[row / rows * task.u_panel + row % rows]);
+#pragma GCC unroll 3
+        for (int i = 0; i < vectors; ++i) sums[row][i] = Products::multiply_add(weight, values[i], sums[row][i]);
+      }
+      u += kPanelChannels;
+      v += task.lanes;
+    };
+    std::int64_t k = 0;
+    for (; k + 4 <= task.depth; k += 4) {
+      fetch();
+      step();
+      step();
+      step();
+      step();
+    }
+    for (; k < task.depth; ++k) step();
   }
-  for (; k < task.depth; ++k) step();
 #pragma GCC unroll 16
   for (int row = 0; row < count; ++row) {
     float* m = task.m + (row / rows * kPanelChannels + row % rows) * task.lanes;
@@ -319,12 +338,13 @@ inline void multiply_planes(const WinogradConv& task, const TileBlock& block, st
           ++panel;
           continue;
         }
-        const bool two = block.lanes == Products::Vector::lanes && panel + 2 <= end && Blocking<typename Products::Vector>::rows == kPanelChannels;
+        constexpr bool any_two = Products::Vector::lanes == kUnitLanes && Blocking<typename Products::Vector>::rows == kPanelChannels;
+        const bool two = any_two && block.lanes == kUnitLanes && panel + 2 <= end;
         sums.u = u + panel * u_panel + (plane * depth + first) * kPanelChannels;
         const std::int64_t next_panel = panel + (two ? 2 : 1);
         sums.u_next = next_panel < end ? sums.u + (next_panel - panel) * u_panel : u + begin * u_panel + (next_plane * depth + first) * kPanelChannels;
         if (two) {
-          sum_up_panels<Products, 2>(sums);
+          if constexpr (any_two) sum_up_panels<Products, 2>(sums);
         } else {
           sum_up_panels<Products, 1>(sums);
         }

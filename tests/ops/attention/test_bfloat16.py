@@ -10,9 +10,8 @@ import pytest
 from graph_passes.ops.attention import fuse_flash_attention
 from graph_passes.step import run
 
-from ..harness import runs_here, session
+from ..harness import BFLOAT16_ISAS, ISAS, runs_here, session
 from .reference import MASKS, SHAPES, of_heads, operands, oracle
-from .test_kernel import ISAS
 from .test_rule import ATTENTION, graph
 
 
@@ -33,7 +32,7 @@ def test_operands_are_rounded_where_the_machine_multiplies_them(ops_library: Pat
         for mask in MASKS:
             feeds = operands(shape, mask)
             expected, allowed = oracle(shape[1], float(scale), **feeds)
-            if isa == "avx512bf16":
+            if isa in BFLOAT16_ISAS:
                 rounded = {"q": bfloat16(feeds["q"] * scale), "k": bfloat16(feeds["k"]), "v": bfloat16(feeds["v"]), "mask": feeds["mask"]}
                 expected, allowed = oracle(shape[1], 1.0, **rounded)
                 allowed = allowed + 2.0**-9 * np.abs(feeds["v"]).max()

@@ -8,10 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from ..harness import UNIT, Shape, hold_that_the_library_decides, runs_here, session, without_body, without_shape
+from ..harness import ISAS, UNIT, Shape, hold_that_the_library_decides, runs_here, session, without_body, without_shape
 from .reference import OPS, SHAPES, node, operands, oracle
-
-ISAS = ("portable", "avx2", "avx512", "neon")
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -13,10 +13,8 @@ import pytest
 
 from graph_passes.ops.linear import pack
 
-from ..harness import Shape, hold_that_the_library_decides, runs_here, session, without_body
+from ..harness import BFLOAT16_ISAS, ISAS, Shape, hold_that_the_library_decides, runs_here, session, without_body
 from .reference import OPS, PRECISIONS, hold, node, operands, oracle, stored, taken
-
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "neon")
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -29,7 +27,7 @@ def test_every_kernel_is_a_linear_layer(ops_library: Path, isa: str, monkeypatch
                 if not runs_here(isa, model, ops_library, monkeypatch):
                     return
                 kernel = session(model, ops_library)
-                rounds = isa == "avx512bf16" and precision == "bf16"
+                rounds = isa in BFLOAT16_ISAS and precision == "bf16"
                 hold(kernel.run(None, feeds)[0], *oracle(op_type, stored(matrix, precision), feeds, rounds))
 
 

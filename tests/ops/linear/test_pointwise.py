@@ -21,6 +21,8 @@ from graph_passes.step import run
 
 from ...architectures import Traced
 from ..harness import (
+    BFLOAT16_ISAS,
+    ISAS,
     OPSETS,
     Shape,
     before_and_after,
@@ -35,7 +37,6 @@ from ..harness import (
     without_shape,
 )
 from .reference import hold, tensor
-from .test_kernel import ISAS
 
 OPS = ("PointwiseConv", "PointwiseConvAdd")
 SHAPES = [  # of the input, and the channels of the output; bfloat16 takes even numbers of channels
@@ -101,7 +102,7 @@ def test_every_kernel_is_a_convolution_of_one_pixel(ops_library: Path, isa: str,
                 model = node(op_type, None, weights)
                 if not runs_here(isa, model, ops_library, monkeypatch):
                     return
-                rounds = isa == "avx512bf16" and weights.dtype != np.float32
+                rounds = isa in BFLOAT16_ISAS and weights.dtype != np.float32
                 hold(session(model, ops_library).run(None, feeds)[0], *oracle(weights, feeds, rounds))
 
 

@@ -12,10 +12,8 @@ from graph_passes.costs import Algorithm
 from graph_passes.ops.winograd_conv import TILES
 from graph_passes.passes.winograd import ERRORS
 
-from ..harness import Shape, hold_that_the_library_decides, runs_here, session, without_body, without_shape
+from ..harness import ISAS, Shape, hold_that_the_library_decides, runs_here, session, without_body, without_shape
 from .reference import OPS, SHAPES, TYPES, hold, model_of, operands, oracle
-
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "neon")
 
 
 @pytest.mark.parametrize("isa", ISAS)
