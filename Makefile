@@ -129,11 +129,13 @@ interop: setup $(SETUP_INTEROP) ## Prove in a second environment that optimum's 
 	$(BIN)/python -m export tiny $(INTEROP)/package --target portable --force
 	$(BIN)/python -m export tiny-sdxl $(INTEROP)/sdxl --target portable --force
 	$(BIN)/python tests/interop/save_sdxl.py $(INTEROP)/sdxl-checkpoint
-	rm -rf $(INTEROP)/optimum $(INTEROP)/rewritten
+	rm -rf $(INTEROP)/optimum $(INTEROP)/rewritten $(INTEROP)/fused
 	.venv-interop/bin/optimum-cli export onnx --model models/tiny --task text-to-image $(INTEROP)/optimum
 	for graph in $(GRAPHS); do \
-	  mkdir -p $(INTEROP)/rewritten/$$graph || exit; \
+	  mkdir -p $(INTEROP)/rewritten/$$graph $(INTEROP)/fused/$$graph || exit; \
 	  $(BIN)/python -m graph_passes $(INTEROP)/optimum/$$graph/model.onnx $(INTEROP)/rewritten/$$graph/model.onnx --target portable || exit; \
+	  $(BIN)/python -m graph_passes $(INTEROP)/optimum/$$graph/model.onnx $(INTEROP)/fused/$$graph/model.onnx --target cpu \
+	    --json $(INTEROP)/fused/$$graph/passes.json || exit; \
 	done
 	.venv-interop/bin/python -m pytest tests/interop --confcutdir tests/interop
 

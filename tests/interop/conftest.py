@@ -32,6 +32,12 @@ def rewritten() -> Path:
 
 
 @pytest.fixture(scope="session")
+def fused() -> Path:
+    """The graphs of `optimum_export` with our custom ops, and what the passes said."""
+    return EXPORTS / "fused"
+
+
+@pytest.fixture(scope="session")
 def torch_text_to_image() -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
 

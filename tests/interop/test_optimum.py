@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,43 @@ def test_our_passes_keep_the_results_of_optimums_graphs(optimum_export: Path, re
     before, after = session(optimum_export, graph), session(rewritten, graph)
     assert ports(before.get_inputs()) == ports(after.get_inputs())
     assert ports(before.get_outputs()) == ports(after.get_outputs())
-    for batch, height, width in [(1, 64, 64), (2, 64, 128)]:
-        feeds = inputs(graph, batch, height, width)
-        for expected, actual in zip(before.run(None, feeds), after.run(None, feeds), strict=True):
-            assert snr_db(expected, actual) >= SNR_DB
+    assert_same_results(graph, before, after)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_every_site_of_optimums_graphs_is_fused(
+    optimum_export: Path, fused: Path, torch_text_to_image: StableDiffusionPipeline, graph: str
+) -> None:
+    """As many as torch has modules of that kind; without our kernels the bodies compute."""
+    torch_model = {
+        "text_encoder": torch_text_to_image.text_encoder,
+        "unet": torch_text_to_image.unet,
+        "vae_encoder": torch_text_to_image.vae.encoder,
+        "vae_decoder": torch_text_to_image.vae.decoder,
+    }[graph]
+    kinds = [type(module).__name__ for module in torch_model.modules()]
+    expected = {
+        "fuse group norm": kinds.count("GroupNorm"),
+        "fuse gelu": kinds.count("GEGLU") + kinds.count("QuickGELUActivation"),
+        "fuse flash attention": kinds.count("Attention") + kinds.count("CLIPAttention"),
+    }
+    passes = {each["name"]: each for each in json.loads((fused / graph / "passes.json").read_text())["passes"]}
+    assert {name: (passes[name]["applied"], passes[name].get("refused", [])) for name in expected} == {
+        name: (count, []) for name, count in expected.items()
+    }
+    assert_same_results(graph, session(optimum_export, graph), session(fused, graph))
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_our_passes_leave_fewer_nodes(optimum_export: Path, rewritten: Path, graph: str) -> None:
     assert nodes(rewritten, graph) < nodes(optimum_export, graph)
+
+
+def assert_same_results(graph: str, before: onnxruntime.InferenceSession, after: onnxruntime.InferenceSession) -> None:
+    for batch, height, width in [(1, 64, 64), (2, 64, 128)]:
+        feeds = inputs(graph, batch, height, width)
+        for expected, actual in zip(before.run(None, feeds), after.run(None, feeds), strict=True):
+            assert snr_db(expected, actual) >= SNR_DB
 
 
 def session(folder: Path, graph: str) -> onnxruntime.InferenceSession:
