@@ -8,14 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from export import package
 from export.accelerator import ON_CPU
+from export.calibration import Measured
 from export.context_binary import PLUGIN, Compiled, compile_graph, compiler_version, summary
 from export.limits import Limits
 from export.parity import check_component
 from export.reference import Oracle
 from export.sizes import check_sizes
 from export.weights import Checkpoint
+from graph_passes.passes.half import LARGEST
 from runtime.errors import CheckFailed
 from runtime.manifest import ComponentEntry, ContextEntry, Package, inside
 from runtime.providers import provider
@@ -26,7 +30,26 @@ from runtime.snapdragon import Soc, worth_emulating
 # half precision: one convolution over 4,608 products has 48 dB in the emulator, one over 36 has 50.
 LIMITS = {"fp16": Limits(component_snr_db=40.0)}
 
+DECODER = "vae_decoder"
+
 Step = Callable[[str], object]
+
+
+def require_half(made: Package, oracle: Oracle) -> None:
+    """Refuses a decoder whose values leave float16, as SDXL's do: the NPU computes in nothing else, and its pictures would be black.
+
+    `made` is not compiled yet. Its decoder runs on the oracle's seeded latents and on those that torch's trajectory ended with.
+    Errors: CheckFailed.
+    """
+    ended = oracle.trajectory.latents[-1][-1:] / made.manifest.pipeline["scaling_factor"]
+    inputs = [oracle.components[DECODER][0], {"latent_sample": ended.astype("float32")}]
+    ranges = Measured(inputs)(ir.load(inside(made.path, made.manifest.components[DECODER].file)))
+    name, peak = max(((name, max(-least, largest)) for name, (least, largest) in ranges.items()), key=lambda entry: entry[1])
+    if peak > LARGEST:
+        raise CheckFailed(
+            f"'{DECODER}' reaches {peak:.3g} in '{name}', where float16 ends at 65,504, and a Snapdragon's NPU has no float32: its "
+            "pictures would be black. Give a checkpoint whose decoder was made for float16, or export for another target"
+        )
 
 
 def compile_package(made: Package, soc: Soc, allowed: int, work: Path, step: Step = str) -> Package:

@@ -121,6 +121,8 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
                 with on_cpu(Package.open(staging.package)) as runnable:
                     check_sizes(runnable, checkpoint, step, limits=limits)
             if chip is not None:
+                if oracle is not None and request.precision == "fp16":
+                    qnn.require_half(Package.open(staging.package), oracle)
                 made = qnn.compile_package(Package.open(staging.package), chip, request.allow_partitions, staging.work, step)
                 if oracle is not None:
                     qnn.check_emulated(made, oracle, checkpoint, check, step)

@@ -17,12 +17,19 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL
 
 from export.__main__ import main
+from export.component import Component
 from export.context_binary import compile_graph, require_compiler, summary
+from export.families.vae import VaeDecoder
+from export.package import finish, write_component
 from export.parity import check_component
-from export.qnn import LIMITS, _require_whole
+from export.qnn import LIMITS, _require_whole, require_half
+from export.reference import Oracle, Trajectory, Walk
+from export.trace import trace
+from graph_passes.pipelines import for_target
+from graph_passes.step import run
 from runtime import bench, verify
 from runtime.errors import CheckFailed, InputError, Unavailable
-from runtime.manifest import Package
+from runtime.manifest import Manifest, Package
 from runtime.onnx_file import read
 from runtime.providers import provider
 from runtime.session import Sessions
@@ -151,6 +158,29 @@ def test_results_below_the_limit_are_refused(snapdragon: Package) -> None:
         noise = np.random.default_rng(1).standard_normal(right.shape) * right.std() * 10 ** (-39 / 20)
         with pytest.raises(CheckFailed, match=r"its 'sample' has an SNR of 39\.\d dB where 40 are asked for"):
             check_component(sessions, "vae_decoder", inputs, {"sample": (right + noise).astype(np.float32)}, LIMITS["fp16"])
+
+
+@pytest.mark.parametrize(("by", "real", "loud"), [(2e3, 1.0, False), (2e3, 100.0, True), (1e6, 1.0, True)])
+def test_a_decoder_that_leaves_float16_is_refused_before_it_is_compiled(by: float, real: float, loud: bool, tmp_path: Path) -> None:
+    """On seeded latents, or, where only those of a trajectory are large enough, on these."""
+    torch.manual_seed(0)
+    options = {"sample_size": 8, "block_out_channels": (8,), "norm_num_groups": 4, "layers_per_block": 1}
+    decoder = VaeDecoder(small_model.loud(AutoencoderKL(**options, scaling_factor=0.5).eval(), by))
+    latents = {"latent_sample": torch.randn(1, 4, 8, 8)}
+    component = Component("vae_decoder", decoder, latents, ("sample",))
+    model = trace(component, dynamic=False)
+    steps = run(model, for_target("qnn", precision="fp16"))
+    entry, files = write_component(tmp_path, component, model, steps, 0)
+    finish(tmp_path, Manifest("small", {}, "qnn", "fp16", {}, {"scaling_factor": 0.5}, {"vae_decoder": entry}, {}, {}), files)
+    inputs = {"latent_sample": latents["latent_sample"].numpy()}
+    ended = Trajectory({}, "", [], [real * inputs["latent_sample"]], [], np.zeros((8, 8, 3), np.uint8))
+    oracle = Oracle({"vae_decoder": (inputs, {})}, Walk(("",), 1, 1.0, 0, 8, 8), ended)
+    if not loud:
+        require_half(Package.open(tmp_path), oracle)
+        return
+    with pytest.raises(CheckFailed, match=r"'vae_decoder' reaches \d\S* in '.*', where float16 ends at 65,504, and a Snapdragon's NPU has "
+                                          r"no float32: its pictures would be black. Give a checkpoint whose decoder was made for float16"):
+        require_half(Package.open(tmp_path), oracle)
 
 
 def test_a_graph_that_falls_apart(tmp_path: Path) -> None:
