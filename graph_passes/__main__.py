@@ -104,7 +104,8 @@ def _entry(step: Step) -> dict[str, Any]:
 @click.option("--at", multiple=True, metavar="NAME=SHAPE", help="Leave the shape free, but weigh layers at this one; repeatable.")
 @click.option("--precision", default="fp32", help="fp32, fp16 (without measured ranges), w8, w4; bf16 for the target cpu.")
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
-@click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines.  [default: this machine's]")
+@click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines, or by those that runtime.bench "
+              "--calibrate wrote on one (for arm64, which has no class yet).  [default: this machine's; without a class: x86-64-avx2's]")
 @click.option("--winograd", metavar="subgraph|none", help="3x3 convolutions in standard operators, of static shapes; or left as they are.")
 @click.option("--simplify", is_flag=True, help="Try onnxsim too.")
 @click.option("--force", is_flag=True, help="Replace OUT.onnx.")

@@ -1,8 +1,10 @@
 """What a 3x3 convolution costs on a class of machines: times that `python -m runtime.bench --calibrate` measured, one table per class.
 
 A machine without a table of its own class takes the one of FALLBACK: what is weighed is how algorithms compare on one machine, and that
-varies less from machine to machine than their times do. So does arm64, which was only ever emulated here: its kernels, like those of AVX2,
-have vectors of no more than 8 lanes and no products of bfloat16 numbers. The manifest tells whose times were taken.
+varies less from machine to machine than their times do. So does arm64, whose kernels only ever ran in an emulator, where time says nothing:
+like those of AVX2 they have vectors of no more than 8 lanes. Products of bfloat16 numbers, which some of its CPUs have and AVX2 not, are
+worth more there than that table knows. `runtime.bench --calibrate --json FILE` on the device and `export --costs FILE` weigh by its own
+times; a file arm64-neon.json in this folder makes it a class. The manifest tells whose times were taken.
 """
 
 from __future__ import annotations
