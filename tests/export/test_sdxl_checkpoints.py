@@ -100,11 +100,11 @@ def test_shards_are_one_component(parts: dict[str, dict[str, Any]], tmp_path: Pa
 # --- what is not whole ---------------------------------------------------------------------------------------------------------------
 
 
-def refuses(folder: Path, sentence: str) -> None:
+def refuses(folder: Path, sentence: str, **options: Any) -> None:
     """An export of the folder ends with this sentence, before the work, and leaves nothing."""
     out = folder.parent / "packages" / "out"
     with pytest.raises(InputError, match=sentence):
-        export(Request(str(folder), out, check="none"), lambda _: None)
+        export(Request(str(folder), out, check="none", **options), lambda _: None)
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
 
 
@@ -144,7 +144,11 @@ def test_half_precision_with_a_nan(name: str, base: Path) -> None:
     key = sorted(tensors)[3]
     tensors[key].view(-1)[-1] = float("nan")
     save_file(tensors, file)
-    checkpoint = open_checkpoint(str(base), None, base.parent / "work")
-    for read in (checkpoint.check_finite, checkpoint.module):  # while graphs are written, and for torch
-        with pytest.raises(InputError, match=f"the tensor '{name}/.*' of 'base' has NaN or infinite weights: the checkpoint is damaged"):
-            read(name)
+    sentence = f"the tensor '{name}/.*' of 'base' has NaN or infinite weights: the checkpoint is damaged"
+    with pytest.raises(InputError, match=sentence):
+        open_checkpoint(str(base), None, base.parent / "work").check_finite(name)  # while graphs are written
+    refuses(base, sentence, precision="fp16")  # for torch, before
+
+
+def test_a_size_that_no_vae_has(base: Path) -> None:
+    refuses(base, "a height of 100 is not possible: it must be a positive multiple of 8", height=100, width=64, dynamic=False)

@@ -101,6 +101,7 @@ def test_bad_input_is_one_sentence_and_exit_2(sdxl_package: Path, refiner_packag
             "the refiner can't go on where the base stops, their latents differ: scaling factor",
         ),
         (tiny_package, ["--crop", "0,0"], "error: a crop means nothing to this package: only SDXL's are told of sizes"),
+        (sdxl_package, ["--height", 100], "error: a height of 100 is not possible: this package takes multiples of 8"),
         (sdxl_package, ["--handover", 0.5], "error: --handover needs --refiner: the package to hand over to"),
         (sdxl_package, ["--refiner", refiner_package, "--handover", 1.5], "error: a hand-over at 1.5 is not possible"),
         (sdxl_package, ["--guidance-rescale", 2], "error: a guidance rescale of 2.0 is impossible: give 0 (none) to 1"),
