@@ -53,7 +53,7 @@ def estimate(checkpoint: Checkpoint, check: str, growth: float = 1.0, compiled: 
     if runs:
         own = int(checkpoint.configs["unet"]["sample_size"]) * scale_factor(checkpoint.configs["vae"])
         larger = max(1.0, own / ACTIVATIONS_SIDE) if check == "full" else 1.0  # the quick check's pictures have no more
-        # small models have small activations; large ones' weights stay mapped
+        # small models have small activations; large ones' weights are mapped, or in memory a layer at a time
         memory += min(ACTIVATIONS * larger, 5 * max(sizes.values()) * 32 / bits)
         seconds += package * 8 / bits * QUICK_FLOP_PER_WEIGHT / FLOP_PER_SECOND * runs * larger**2
     if compiled:  # after all else, one at a time; the graph of one goes when its binary is there
