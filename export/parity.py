@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +18,8 @@ from tqdm import tqdm
 
 from export.limits import FP32, Limits
 from export.reference import Arrays, Oracle, Trajectory, Walk, ask
-from export.twin import on_cpu, twin
+from export.twin import on_cpu, rounding
 from export.weights import open_checkpoint
-from graph_passes.passes.round_half import ROUND_HALF
 from runtime.cli import command
 from runtime.compare import max_abs, snr_db
 from runtime.errors import CheckFailed
@@ -51,6 +51,8 @@ def check_component(sessions: Sessions, name: str, inputs: Arrays, expected: Arr
     Errors: CheckFailed naming the component and the output.
     """
     outputs = sessions.run(name, inputs)
+    pixels = max((math.prod(array.shape[2:]) for array in (*inputs.values(), *expected.values()) if array.ndim == 4), default=1)
+    asked = limits.of_component(name, pixels)
     worst = {"snr_db": float("inf"), "max_abs": 0.0}
     for output, wanted in expected.items():
         got = outputs[output]
@@ -66,9 +68,9 @@ def check_component(sessions: Sessions, name: str, inputs: Arrays, expected: Arr
             raise CheckFailed(f"'{name}' gives a constant '{output}' where torch's varies")
         decibel = snr_db(wanted, got)
         worst = {"snr_db": min(worst["snr_db"], decibel), "max_abs": max(worst["max_abs"], max_abs(wanted, got))}
-        if decibel < limits.component_snr_db:
+        if decibel < asked:
             raise CheckFailed(f"'{name}' differs from torch: its '{output}' has an SNR of {decibel:.1f} dB where "
-                              f"{limits.component_snr_db:.0f} are asked for (largest difference {worst['max_abs']:.2g})")
+                              f"{asked:.0f} are asked for (largest difference {worst['max_abs']:.2g})")
     return worst
 
 
@@ -156,9 +158,8 @@ def check_package(made: Package, oracle: Oracle, step: Callable[[str], object] =
         with Sessions(made, provider("cpu"), low_memory=large) as sessions:  # that it loads and holds, as it is
             for name, (inputs, outputs) in oracle.components.items():
                 check_component(sessions, name, inputs, outputs, limits)
-        with twin(made, (ROUND_HALF,)) as rounded:
-            return _check(rounded, oracle, step, limits, large)
-    return _check(made, oracle, step, limits, large)
+    with rounding(made) as rounded:
+        return _check(rounded, oracle, step, limits, large)
 
 
 def _check(made: Package, oracle: Oracle, step: Callable[[str], object], limits: Limits, large: bool) -> Found:

@@ -15,6 +15,7 @@ from export.limits import FP32, Limits
 from export.package import check_graph, hashed, host_entry, outer_inputs, ports_of
 from export.parity import check_component
 from export.reference import component_outputs, seeded_inputs
+from export.twin import rounding
 from export.weights import Checkpoint
 from runtime.errors import InputError
 from runtime.manifest import ComponentEntry, FileEntry, Package, SizeEntry
@@ -89,11 +90,13 @@ def check_sizes(made: Package, checkpoint: Checkpoint, step: Callable[[str], obj
                 but: Collection[str] = ()) -> dict[str, dict[str, float]]:
     """Holds every further graph, `but` of those components, against torch; returns the worst of each component: {snr_db, max_abs}.
 
-    Errors: CheckFailed.
+    What is found of float16 is found on the twin that rounds. Errors: CheckFailed.
     """
     worst: dict[str, dict[str, float]] = {}
     factor = made.manifest.pipeline["vae_scale_factor"]
-    with Sessions(made, provider(ep), low_memory=True) as sessions:
+    if not further(made.manifest.pipeline):
+        return worst
+    with rounding(made) as computed, Sessions(computed, provider(ep), low_memory=True) as sessions:
         for (height, width, batch), component in components(checkpoint, made.manifest.pipeline):
             if component.name in but:
                 continue

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import onnx_ir as ir
 
 from graph_passes.contrib.expand import EXPAND_CONTRIB
+from graph_passes.passes.round_half import ROUND_HALF
 from graph_passes.step import Pass, run
 from runtime.manifest import Package, files_below
 
@@ -26,6 +27,17 @@ def on_cpu(made: Package) -> Iterator[Package]:
         return
     with twin(made, (EXPAND_CONTRIB,)) as expanded:
         yield expanded
+
+
+@contextmanager
+def rounding(made: Package) -> Iterator[Package]:
+    """`made`, or where it is of float16, which the CPU's provider computes in float32, its twin that rounds and overflows as float16 does
+    (see `round_half`)."""
+    if made.manifest.precision != "fp16" or made.manifest.target == "qnn":
+        yield made
+        return
+    with twin(made, (ROUND_HALF,)) as rounded:
+        yield rounded
 
 
 @contextmanager

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from export.limits import A16W8, BLOCK_PEAK, CHANNEL_PEAK, DEEPEST, FP16, W4, W8, Limits, rounded_weights_db
+from export.parity import check_component
 from graph_passes.passes.quantize_weights import best_scales, rounded
 from runtime.compare import snr_db
+from runtime.errors import CheckFailed
+from runtime.session import Sessions
 
 WIDTH, BLOCK = 64, 64
 Round = Callable[[np.ndarray], np.ndarray]
@@ -60,3 +66,21 @@ def test_limits_are_stricter_with_more_bits_and_nothing_at_all_passes_none() -> 
         assert looser.component_snr_db < stricter.component_snr_db
         assert looser.step_snr_db < stricter.step_snr_db
     assert 0 < W4.component_snr_db < rounded_weights_db(4, BLOCK_PEAK, DEEPEST)
+
+
+@pytest.mark.parametrize(("component", "side", "precision", "asked"), [
+    ("vae_decoder", 64, "fp32", 90.0), ("vae_decoder", 512, "fp32", 80.0), ("vae_encoder", 1024, "fp32", 70.0),
+    ("unet", 1024, "fp32", 90.0), ("vae_decoder", 1024, "bf16", 30.0),
+])
+def test_less_is_asked_of_a_vae_whose_norms_sum_large_pictures(component: str, side: int, precision: str, asked: float) -> None:
+    assert Limits.of_precision(precision).of_component(component, side * side) == asked
+
+
+def test_the_picture_of_a_component_tells_what_is_asked() -> None:
+    """85 dB are enough for a picture of 512x512, and not for one of 128x128."""
+    random = np.random.default_rng(0)
+    for side, fails in ((512, False), (128, True)):
+        picture = random.standard_normal((1, 3, side, side))
+        sessions = SimpleNamespace(run=lambda *_, picture=picture: {"sample": picture * (1 + 10 ** (-85 / 20))})
+        with pytest.raises(CheckFailed, match=r"has an SNR of 85\.0 dB where 90 are asked for") if fails else nullcontext():
+            check_component(cast("Sessions", sessions), "vae_decoder", {"latent_sample": picture[:, :, ::8, ::8]}, {"sample": picture})
