@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ def compile_graph(graph: Path, out: Path, soc: Soc) -> Compiled:
 def _compile(graph: str, out: str, soc: str) -> dict[str, Any]:
     """The process's work; the result's fields are those of `Compiled`."""
     qnn = provider("qnn").on_soc(soc)
+    # the integers of inputs and outputs are the binary's own affair, which takes and gives float32 in every precision
+    qnn = replace(qnn, options=qnn.options | {"offload_graph_io_quantization": "0"})
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # embed mode 0: the binary in a file of its own, which ONNX's 2 GB end does not bound

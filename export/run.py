@@ -115,8 +115,8 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             package.finish(staging.package, manifest, hashed)
             oracle = None if check == "none" else ask(checkpoint, defaults, check, staging.work, step)
             if oracle is not None:
-                # what is compiled later is float32 until then
-                limits = Limits.of_precision(request.precision) if chip is None else FP32
+                # what is compiled to float16 later is float32 until then
+                limits = FP32 if chip is not None and request.precision == "fp16" else Limits.of_precision(request.precision)
                 record(Package.open(staging.package), oracle, step, limits)
                 with on_cpu(Package.open(staging.package)) as runnable:
                     check_sizes(runnable, checkpoint, step, limits=limits)

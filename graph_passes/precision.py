@@ -8,6 +8,7 @@ from graph_passes.passes.names import NAME_NODES
 from graph_passes.passes.quantize_static import quantize_static
 from graph_passes.passes.quantize_weights import quantize_weights
 from graph_passes.passes.unused import REMOVE_UNUSED
+from graph_passes.rules.scale_by_convolution import SCALE_BY_CONVOLUTION
 from graph_passes.step import Pass
 
 # The precisions of each target; of the others: fp32. Where one is missing, the target's provider has no kernels for it: NNAPI's takes
@@ -17,7 +18,7 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "portable": ("fp32", "fp16", "w8", "w4", "a16w8"),
     "cpu": ("fp32", "bf16"),
     "coreml": ("fp32", "fp16"),
-    "qnn": ("fp16",),
+    "qnn": ("fp16", "a16w8"),
     "webgpu": ("fp32", "fp16", "w8", "w4"),
     "cuda": ("fp32", "fp16"),
 }
@@ -38,7 +39,8 @@ def measures(precision: str, target: str) -> bool:
 def lowered(precision: str, target: str, measure: Measure | None) -> tuple[Pass, ...]:
     """The passes of a precision. `measure` tells the ranges of a graph's values, where a choice is made by them."""
     if precision == "a16w8":
-        return (bound_masks(-100.0), REMOVE_UNUSED, quantize_static(measure, target == "qnn"), REMOVE_UNUSED, NAME_NODES)
+        first = (SCALE_BY_CONVOLUTION.as_pass(),) if target == "qnn" else ()
+        return (*first, bound_masks(-100.0), REMOVE_UNUSED, quantize_static(measure, target == "qnn"), REMOVE_UNUSED, NAME_NODES)
     if precision == "fp16" and target != "qnn":
         return (bound_masks(-1e4), REMOVE_UNUSED, half(measure), REMOVE_UNUSED, NAME_NODES)
     if precision in BITS:

@@ -23,6 +23,7 @@ from graph_passes.rules.lower_instance_norm import LOWER_INSTANCE_NORM
 from graph_passes.rules.lower_layer_norm import LOWER_LAYER_NORM
 from graph_passes.rules.multiply_flat import MULTIPLY_FLAT
 from graph_passes.rules.pool_by_product import POOL_BY_PRODUCT
+from graph_passes.rules.scale_by_convolution import SCALE_BY_CONVOLUTION
 from graph_passes.rules.unfold_groups import UNFOLD_GROUPS
 from graph_passes.step import run
 
@@ -114,6 +115,22 @@ FIRES = [
         "float[2,3,5] x, int64[2] i",
         "int64[2,1] rows = {0,1}, int64[1] one = {1}",
         {"Unsqueeze": 1, "Reshape": 3, "OneHot": 1, "MatMul": 1},
+        20,
+    ),
+    (
+        SCALE_BY_CONVOLUTION,
+        "p = Mul(x, a) y = Add(b, p)",
+        "float[2,3,4,5] x",
+        "float[3,1,1] a = {1,2,3}, float[3,1,1] b = {0,1,-2}",
+        {"Conv": 1},
+        20,
+    ),
+    (
+        SCALE_BY_CONVOLUTION,
+        "p = Mul(a, x) y = Add(p, b)",
+        "float[2,3,5] x",
+        "float[3,1] a = {1,2,3}, float[3,1] b = {0,1,-2}",
+        {"Conv": 1},
         20,
     ),
 ]
@@ -243,6 +260,30 @@ REFUSES = [
         "float[2,3,5] x, int64[2] i",
         "int64[2,1] rows = {1,0}, int64[1] one = {1}",
         "the rows do not come from one matrix after the other",
+        20,
+    ),
+    (
+        SCALE_BY_CONVOLUTION,
+        "p = Mul(x, a) y = Add(p, x)",
+        "float[2,3,5] x",
+        "float[3,1] a = {1,2,3}",
+        "neither operand is a constant of FLOAT",
+        20,
+    ),
+    (
+        SCALE_BY_CONVOLUTION,
+        "p = Mul(x, a) y = Add(p, b)",
+        "float[2,4,3] x",
+        "float[3] a = {1,2,3}, float[3] b = {0,1,-2}",
+        "the constant does not have one number for each channel of 3 or 4 axes",
+        20,
+    ),
+    (
+        SCALE_BY_CONVOLUTION,
+        "p = Mul(x, a) s = Add(p, b) y = Mul(s, p)",
+        "float[2,3,5] x",
+        "float[3,1] a = {1,2,3}, float[3,1] b = {0,1,-2}",
+        "what is added to is no product, or is used without the sum, too",
         20,
     ),
 ]
