@@ -147,20 +147,26 @@ def _scores(softmax: ir.Node) -> tuple[ir.Node, ir.Value | None, float]:
 
 def _is_no_mask(mask: ir.Value, product: ir.Node) -> bool:
     """Whether the mask is zeros that broadcast to the scores: torch.baddbmm adds 0 times an empty tensor for diffusers' AttnProcessor."""
-    array, times, zeros = constant(mask), producer(mask, "Mul"), mask
-    if times is not None and (factor := constant(operands(times)[1])) is not None and factor.size == 1 and np.isfinite(factor).all():
-        zeros = operands(times)[0]
-    filled = producer(zeros, "ConstantOfShape")
-    sizes: tuple[Element, ...] | None = None
-    if array is not None and not array.any():
-        sizes = array.shape
-    elif filled is not None and ("value" not in filled.attributes or not filled.attributes["value"].as_tensor().numpy().any()):
-        sizes = elements(filled.inputs[0])
+    sizes = _sizes_of_zeros(mask)
     queries, keys = (size_elements(value) for value in operands(product))
     if sizes is None or queries is None or keys is None or len(sizes) > len(queries):
         return False
     scores = (*queries[:-1], keys[-1])
     return all(size in (1, large) for size, large in zip(sizes, scores[len(scores) - len(sizes) :], strict=True))
+
+
+def _sizes_of_zeros(value: ir.Value) -> tuple[Element, ...] | None:
+    """The sizes of a constant that is 0 throughout, or of zeros that the graph makes, and may multiply; None for any other value."""
+    array = constant(value)
+    if array is not None:
+        return None if array.any() else array.shape
+    times = producer(value, "Mul")
+    if times is not None and (factor := constant(operands(times)[1])) is not None and factor.size == 1 and np.isfinite(factor).all():
+        value = operands(times)[0]
+    filled = producer(value, "ConstantOfShape")
+    if filled is None or ("value" in filled.attributes and filled.attributes["value"].as_tensor().numpy().any()):
+        return None
+    return elements(filled.inputs[0])
 
 
 def _is_product(value: ir.Value) -> bool:
