@@ -17,7 +17,7 @@ from graph_passes.passes.shapes import INFER_SHAPES, SHARE_SIZES
 from graph_passes.passes.simplify import SIMPLIFY
 from graph_passes.passes.static_shapes import static_shapes
 from graph_passes.passes.unused import REMOVE_UNUSED
-from graph_passes.passes.weights import FOLD_WEIGHTS
+from graph_passes.passes.weights import FOLD_WEIGHTS, transposed
 from graph_passes.pipelines import PORTABLE
 from graph_passes.sizes import elements
 from graph_passes.step import run
@@ -136,6 +136,12 @@ def test_moved_weights_are_made_when_they_are_written(body: str, shape: tuple[in
     assert weight.const_value is not None
     with pytest.raises(Untouchable):
         weight.const_value.numpy()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 3), (65, 130), (0, 4)])
+def test_a_matrix_of_any_size_is_transposed(shape: tuple[int, int]) -> None:
+    matrix = np.arange(np.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(transposed(matrix), matrix.T)
 
 
 def test_no_pass_looks_at_large_weights() -> None:
