@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from export.component import Component
-from export.families.unet import UNet
+from export.families.unet import UNet, UNetWithSize
 from export.families.vae import VaeDecoder, VaeEncoder
 from export.trace import trace
 
@@ -81,6 +81,14 @@ REFINER = {"transformer_layers_per_block": 4, "use_linear_projection": True,
            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
 
 
+# What SD 2.x and SDXL have and SD 1.x has not, in two levels of one layer: projections as linear layers, heads by level, a deeper
+# transformer, the pooled text (16 numbers) and the six sizes of the picture as conditions
+LEVELS = {"block_out_channels": (8, 16), "layers_per_block": 1, "use_linear_projection": True, "attention_head_dim": (1, 2),
+          "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+          "transformer_layers_per_block": (1, 2), "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+          "projection_class_embeddings_input_dim": 16 + 6 * 4}  # fmt: skip
+
+
 def vae() -> AutoencoderKL:
     return AutoencoderKL(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=2,
                          down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip
@@ -90,6 +98,7 @@ ARCHITECTURES: dict[str, Callable[[], torch.nn.Module]] = {
     "unet": unet,
     "sdxl": lambda: unet(**SDXL),
     "refiner": lambda: unet(**REFINER),
+    "sdxl_levels": lambda: UNetWithSize(unet(**LEVELS).model),
     "transformer": Transformer,  # torch's scaled_dot_product_attention, as diffusers has it with torch 2
     "transformer-baddbmm": lambda: Transformer(AttnProcessor()),
     "transformer-einsum": lambda: Transformer(einsum_attention),
@@ -124,6 +133,9 @@ def component(architecture: str) -> Component:
     else:  # a size that the U-Net cannot halve three times: else torch takes its sizes for constants
         inputs = {"sample": torch.randn(2, 4, 12, 10), "timestep": torch.tensor(5), "encoder_hidden_states": torch.randn(2, 7, 16)}
         axes = {"sample": picture, "encoder_hidden_states": tokens, "out": picture}
+        if architecture == "sdxl_levels":
+            inputs |= {"text_embeds": torch.randn(2, 16), "time_ids": torch.randint(0, 99, (2, 6)).float()}
+            axes |= {"text_embeds": {0: "batch_size"}, "time_ids": {0: "batch_size"}}
     return Component(architecture, module, inputs, ("out",), axes)
 
 
