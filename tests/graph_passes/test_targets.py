@@ -22,7 +22,7 @@ from ..architectures import Traced
 # SD 1.x's U-Net is in test_one_partition.py and test_beside_the_cpu.py, cuda's VAE and text encoder in test_contrib.py; SDXL-Turbo has
 # SDXL's graphs, and the refiner's differ in numbers alone
 HOSTED = ("nnapi", "coreml", "qnn")  # the CPU computes the first of their nodes
-CASES = [*(("sdxl_levels", target) for target in (*HOSTED, "xnnpack", "webgpu", "cuda")), ("vit-h", "nnapi")]
+CASES = [*(("sdxl_levels", target) for target in (*HOSTED, "xnnpack", "webgpu", "cuda")), ("vit-h", "nnapi"), ("vae_decoder", "nnapi")]
 PARITY_DB = 90.0
 
 
