@@ -218,6 +218,8 @@ class Sessions:
         sentence = f"ONNX Runtime can't load '{component}' on {self.provider.name}: {_first_line(error)}"
         if self.package.manifest.target == "cuda" and self.provider.name != "cuda":
             sentence += ": the package is for cuda, and other providers lack some of its operators: give --ep cuda, or export it for cpu"
+        elif (context := self.package.manifest.components[component].context) is not None:
+            sentence += f" (it was compiled for {context.soc}: for another Snapdragon, export with that one's --soc)"
         elif self._custom_ops(component) or CUSTOM_OPS_DOMAIN in str(error):
             if library is None:
                 sentence += f" (it has custom ops of '{CUSTOM_OPS_DOMAIN}': build their library with 'make kernels')"

@@ -10,27 +10,32 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import small_model
 import torch
 from click.testing import CliRunner
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from export.__main__ import main
 from export.component import Component
 from export.context_binary import compile_graph, require_compiler, summary
 from export.families.vae import VaeDecoder
+from export.limits import FP16
 from export.package import finish, write_component
 from export.parity import check_component
-from export.qnn import LIMITS, _require_whole, require_half
-from export.reference import Oracle, Trajectory, Walk
+from export.qnn import LIMITS, _compile_component, _require_whole, require_half
+from export.reference import PROMPT, QUICK_STEPS, Oracle, Trajectory, Walk
 from export.trace import trace
 from graph_passes.pipelines import for_target
 from graph_passes.step import run
 from runtime import bench, verify
 from runtime.errors import CheckFailed, InputError, Unavailable
-from runtime.manifest import Manifest, Package
+from runtime.manifest import ComponentEntry, Manifest, Package, SizeEntry
 from runtime.onnx_file import read
+from runtime.pipelines.settings import Settings
+from runtime.pipelines.text_to_image import text_to_image
 from runtime.providers import provider
 from runtime.session import Sessions
 from runtime.snapdragon import soc
@@ -126,6 +131,35 @@ def test_the_cpu_cannot_run_what_is_compiled(snapdragon: Package) -> None:
         sessions.load("vae_decoder")
 
 
+def test_a_picture_in_the_emulator_is_that_of_float32(snapdragon: Package) -> None:
+    settings = Settings((PROMPT,), (0,), steps=QUICK_STEPS, guidance=snapdragon.manifest.pipeline["guidance"])
+    with Sessions(snapdragon, provider("qnn")) as sessions:
+        drawn = text_to_image(sessions, settings).images[-1]
+    before = np.asarray(Image.open(snapdragon.path / "parity" / "onnx.png"))  # the same walk, taken by the graphs before they were compiled
+    assert drawn.shape == before.shape
+    assert np.ptp(drawn) > 50
+    assert np.abs(drawn.astype(int) - before).max() <= FP16.picture
+
+
+def test_each_size_has_a_binary_of_its_own(tmp_path: Path) -> None:
+    sizes = {"model.onnx": 8, "model_16x16.onnx": 16}
+    (tmp_path / "work").mkdir()
+    (tmp_path / "unet").mkdir()
+    for file, side in sizes.items():
+        ports = f"(float[1,4,{side},{side}] x) => (float[1,4,{side},{side}] y)"
+        ir.save(ir.from_onnx_text(f'<ir_version: 9, opset_import: ["" : 20]> g {ports} {{ y = Sigmoid(x) }}'), tmp_path / "unet" / file)
+    entry = ComponentEntry("unet/model.onnx", "", (), (), 20, sizes=(SizeEntry(16, 16, 1, "unet/model_16x16.onnx", "", (), ()),))
+    made = Package(tmp_path, Manifest("tiny", {}, "qnn", "fp16", {}, {}, {"unet": entry}, {}, {}))
+    compiled = _compile_component(made, "unet", entry, SM8550, 1, tmp_path / "work")
+    assert [graph.data for graph in compiled.graphs] == ["unet/model_qnn.bin", "unet/model_16x16_qnn.bin"]
+    x = np.random.default_rng(0).normal(size=(1, 4, 16, 16)).astype(np.float32)
+    options = ort.SessionOptions()
+    provider("qnn").on_soc(SM8550.name).add_to(options)
+    (got,) = ort.InferenceSession(tmp_path / compiled.sizes[0].file, options).run(None, {"x": x})
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-x.astype(np.float64))), atol=2e-3)
+    assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == sorted([*sizes, "model_16x16_qnn.bin", "model_qnn.bin"])
+
+
 def test_a_binary_that_was_changed_on_disk(damaged: Path) -> None:
     binary = damaged / "vae_decoder" / "model_qnn.bin"
     data = bytearray(binary.read_bytes())
@@ -134,7 +168,8 @@ def test_a_binary_that_was_changed_on_disk(damaged: Path) -> None:
     package = Package.open(damaged)
     with pytest.raises(CheckFailed, match=r"'vae_decoder/model_qnn\.bin' has other bytes than when it was made"):
         verify.check_files(damaged, package.manifest)
-    sentence = "ONNX Runtime can't load 'vae_decoder' on qnn: "
+    sentence = (r"ONNX Runtime can't load 'vae_decoder' on qnn: .* \(it was compiled for sm8650: for another Snapdragon, export with that "
+                r"one's --soc\)$")
     with Sessions(package, provider("qnn")) as sessions, pytest.raises(InputError, match=f"^{sentence}"):
         sessions.load("vae_decoder")
 
