@@ -159,10 +159,12 @@ def _run_segment(model: ir.Model, nodes: list[ir.Node], live: list[dict[Any, np.
     part = extracted(model, nodes, crossing, "segment")
     watched = [value for node in part.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT and value.name]
     for value in watched:
+        producer = value.producer()
+        assert producer is not None
         for op_type in ("ReduceMin", "ReduceMax"):
             node = ir.node(op_type, [value], {"keepdims": 0}, name=f"{value.name}/{op_type}")
             node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-            part.graph.append(node)
+            part.graph.insert_after(producer, node)
             part.graph.outputs.append(node.outputs[0])
     session, weights = _session(part)
     for name, array in weights.items():
@@ -195,6 +197,7 @@ def _session(part: ir.Model) -> tuple[ort.InferenceSession, Arrays]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # as they stand: a value is looked at and let go
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
     tensors = {str(value.name): value.const_value for value in part.graph.initializers.values() if value.const_value is not None}
