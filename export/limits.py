@@ -15,10 +15,10 @@ DEEPEST = 227  # branches of the deepest network, SDXL's U-Net: 70 transformers 
 BLOCK_PEAK, CHANNEL_PEAK = 2.6, 4.2  # deviations: the largest of 64 normal weights, and of 20,000, a channel of a large convolution
 ALLOWANCE_DB = 3.0  # trained weights have heavier tails than normal ones, and branches no equal powers: as much noise again
 GUIDANCE_DB = 20.0  # guidance g makes sqrt(g^2 + (g-1)^2) of independent errors of its two predictions: at 7.5
-# The VAE's norms sum groups of whole pictures in float32: one of ONNX Runtime's is 100 dB from float64 at 512x512 and 81 dB at 1024x1024,
-# where torch's is 145, and there are thirty. Rounding at random loses 6 dB with each doubling of the sides, and 12 in the worst case. Of a
-# picture's 255 levels, the 70 dB of 1024x1024 are 0.04 at most.
-LARGE_SIDE, DB_PER_DOUBLING = 256, 10.0
+# ONNX Runtime's InstanceNormalization adds the numbers of a group up in float32. One of four channels is 117 dB from float64 at 256x256,
+# 100 dB at 512x512 and 81 dB at 1024x1024, where torch's is 145; a VAE has twenty to thirty. Of a picture's 255 levels, the 70 dB that are
+# asked at 1024x1024 are 0.04 at most.
+LARGE_SIDE, DB_PER_DOUBLING = 512, 20.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.rule import emit, emit_constant
-from graph_passes.values import constant, dimensions
+from graph_passes.values import constant, dimensions, graph_of
 
 
 def standardized(before: ir.Node, x: ir.Value, axes: range, epsilon: float) -> ir.Value:
@@ -31,11 +31,18 @@ def scaled(before: ir.Node, value: ir.Value, scale: ir.Value, bias: ir.Value | N
 
 
 def _mean(before: ir.Node, x: ir.Value, axes: range, suffix: str) -> ir.Value:
-    """The axes of ReduceMean are an attribute up to opset 17, and an input from 18 on."""
-    assert before.graph is not None
-    if before.graph.opset_imports.get("", 18) < 18:
-        return emit(before, "ReduceMean", [x], {"axes": list(axes), "keepdims": 1}, suffix)
-    return emit(before, "ReduceMean", [x, emit_constant(before, np.array(axes, np.int64))], {"keepdims": 1}, suffix)
+    """The mean over `axes`, one axis after the other, the last one first.
+
+    A million numbers of a picture, added one by one in float32, leave a norm 100 dB from float64 in ONNX Runtime; the means of its rows
+    and then the mean of those 142 dB. In float16 the sum alone could overflow. The axes of ReduceMean are an attribute up to opset 17,
+    and an input from 18 on.
+    """
+    for axis in reversed(axes):
+        if graph_of(before).opset_imports.get("", 18) < 18:
+            x = emit(before, "ReduceMean", [x], {"axes": [axis], "keepdims": 1}, suffix)
+        else:
+            x = emit(before, "ReduceMean", [x, emit_constant(before, np.array([axis], np.int64))], {"keepdims": 1}, suffix)
+    return x
 
 
 def _column(before: ir.Node, value: ir.Value, trailing: int, suffix: str) -> ir.Value:

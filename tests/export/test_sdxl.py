@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,19 @@ from runtime.compare import snr_db
 from runtime.errors import CheckFailed, InputError
 from runtime.manifest import NAME, Package
 from runtime.pipelines.base_and_refiner import base_and_refiner
-from runtime.pipelines.settings import Settings
+from runtime.pipelines.image_to_image import image_to_image
+from runtime.pipelines.settings import Result, Settings
+from runtime.pipelines.size_conditioning import SizeConditioning
+from runtime.pipelines.text_to_image import text_to_image
 from runtime.providers import provider
 from runtime.session import Sessions
 
 PROMPT = "a photo of an astronaut riding a horse on mars"
+SIZES = {
+    "sdxl": SizeConditioning((512, 768), (0, 128), (32, 48), None, (256, 128), (2, 4), (16, 8)),
+    "refiner": SizeConditioning((512, 768), (0, 128), None, 7.5, (256, 128), (2, 4), None, 1.0),
+    "lcm": SizeConditioning(),
+}
 BATCH, TOKENS, LATENTS = "batch_size", "sequence_length", ("height", "width")
 
 
@@ -115,10 +124,27 @@ def test_the_portable_package_is_the_model(made: Made) -> None:
 
 @pytest.mark.parametrize("model", ["sdxl", "refiner", "lcm"])  # SDXL-Turbo's graphs are SDXL's
 def test_the_package_for_a_cpu_is_the_model(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """And hears every option as the portable one does, which tests/runtime/pipelines hold against diffusers one by one."""
     made: Made = request.getfixturevalue(model)
     rewritten = for_cpu(made.package, tmp_path / "cpu")
     assert rewritten.manifest.components["unet"].custom_ops["GroupNorm"] > 0
     require_room(check_package(rewritten, made.oracle), made)
+    asked = Settings.one_prompt(PROMPT, 3, 2, negative="blue", steps=4, guidance_rescale=0.5, sizes=SIZES[model])
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    agree(image_to_image, rewritten, made.package, replace(asked, image=image, strength=0.7))
+    if model != "refiner":
+        agree(text_to_image, rewritten, made.package, asked)
+    if model == "sdxl":
+        with_refiner = partial(base_and_refiner, refiner=Package.open(request.getfixturevalue("refiner_package")), handover=0.5)
+        agree(with_refiner, rewritten, made.package, asked)
+    if model == "refiner":
+        after_base = partial(base_and_refiner, Package.open(request.getfixturevalue("sdxl_package")), handover=0.5)
+        agree(after_base, rewritten, made.package, asked)
+
+
+def agree(task: Callable[..., Result], package: Package, other: Package, settings: Settings) -> None:
+    """Both packages end with the same latents, but for rounding: see `require_room`."""
+    assert snr_db(task(other, settings=settings).latents, task(package, settings=settings).latents) > 70
 
 
 @pytest.mark.parametrize(("model", "calls", "rows"), [("sdxl", 20, 2), ("refiner", 10, 2), ("sdxl_turbo", 4, 2), ("lcm", 4, 2)])
