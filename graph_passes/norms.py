@@ -38,10 +38,11 @@ def _mean(before: ir.Node, x: ir.Value, axes: range, suffix: str) -> ir.Value:
     and an input from 18 on.
     """
     for axis in reversed(axes):
+        name = suffix if axis == axes[0] else f"{suffix}_{axis}"
         if graph_of(before).opset_imports.get("", 18) < 18:
-            x = emit(before, "ReduceMean", [x], {"axes": [axis], "keepdims": 1}, suffix)
+            x = emit(before, "ReduceMean", [x], {"axes": [axis], "keepdims": 1}, name)
         else:
-            x = emit(before, "ReduceMean", [x, emit_constant(before, np.array([axis], np.int64))], {"keepdims": 1}, suffix)
+            x = emit(before, "ReduceMean", [x, emit_constant(before, np.array([axis], np.int64))], {"keepdims": 1}, name)
     return x
 
 

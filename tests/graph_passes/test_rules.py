@@ -12,7 +12,7 @@ import test_lowering
 from graphs import applied, copy, feed, graph, ops, run_in_double
 
 import graph_passes.rules
-from graph_passes import pipelines
+from graph_passes import pipelines, precision
 from graph_passes.passes.shapes import INFER_SHAPES
 from graph_passes.passes.unused import REMOVE_UNUSED
 from graph_passes.rule import Refused, Rule, apply, replace
@@ -444,9 +444,10 @@ def _output(body: str) -> str:
 def test_every_rule_fires_refuses_and_is_in_a_pipeline() -> None:
     asked_for = {"unfold_winograd"}  # with a tile, and not by a target
     files = {path.stem for path in Path(graph_passes.rules.__file__).parent.glob("*.py")} - {"__init__", *asked_for}
-    known = {value.name for value in vars(pipelines).values() if isinstance(value, Rule)}
+    known = {value.name for module in (pipelines, precision) for value in vars(module).values() if isinstance(value, Rule)}
     assert len(known) == len(files)
-    assert {each.name for passes in pipelines.TARGETS.values() for each in passes} >= known
+    used = (*pipelines.TARGETS.values(), precision.lowered("a16w8", "qnn", None))
+    assert {each.name for passes in used for each in passes} >= known
     elsewhere = {MULTIPLY_TOKENS.name, *(rule.name for rule, *_ in test_lowering.FIRES)}  # in test_multiply_tokens, test_lowering
     rules = known - elsewhere
     assert {rule.name for rule, *_ in FIRES} == rules
