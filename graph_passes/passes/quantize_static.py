@@ -9,7 +9,7 @@ of the sums that it is added to. LayerNormalization's gains, which are few, are 
 The NPU of a Snapdragon, HTP, computes in these integers what the CPU's provider computes in float32, and asks for more:
 - MatMul's weights have one scale; Conv and Gemm may have one to each channel.
 - LayerNormalization's gains are int16 or uint8, InstanceNormalization's 8 bits.
-- A product of two activations rounds the second one to 8 bits (31 to 49 dB alone), and QNN 2.51 may compile what follows it in a graph
+- A product of two activations has 31 to 49 dB alone, as if its second one had 8 bits, and QNN 2.51 may compile what follows it in a graph
   so that it reads what nobody wrote. So attention's scores and its softmax stay float, which HTP computes as float16.
 
 16-bit integers are ONNX's from opset 21 on; before, they are com.microsoft's.
