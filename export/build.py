@@ -113,7 +113,7 @@ def _build(order: Order, checkpoint: Checkpoint, names: tuple[str, ...], step: S
             model = trace(component, order.pipeline["dynamic"])
             put_weights(model, outline)
             step(f"{name}: passes")
-            shapes = _shapes(component, order.pipeline)
+            shapes = input_shapes(component, order.pipeline)
             ranges[name] = _measure(order, component)
             steps = _rewrite(name, model, order.tuning.passes(target_of(name, order.target), shapes, ranges[name]))
             macs = sum(count_macs(model, shapes).values())
@@ -222,7 +222,7 @@ def _serve(order: Order, names: tuple[str, ...], sender: Connection) -> None:
         sender.send(("failed", error))
 
 
-def _shapes(component: Component, pipeline: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def input_shapes(component: Component, pipeline: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Input shapes of batch 1 at the default size, for counting work."""
     inputs = seeded_inputs(component, pipeline["height"], pipeline["width"], pipeline["vae_scale_factor"])
     return {name: array.shape for name, array in inputs.items()}

@@ -1,6 +1,6 @@
 """Every component of a model in its full size against torch, where a package of it and its checkpoint would not fit.
 
-    python -m export.parity_full sdxl --weights random
+    python -m export.parity_full sdxl --weights random --target nnapi
 
 One component at a time: torch runs on weights that are mapped from a file, the file makes room for the graph, and ONNX Runtime runs on
 the graph's mapped weights. So memory holds the activations of one module, and the disk the weights of one component.
@@ -24,6 +24,8 @@ import click
 from tqdm import tqdm
 
 from export import package
+from export.accelerator import TARGETS, fit, target_of
+from export.build import Tuning, input_shapes
 from export.component import Component
 from export.defaults import pipeline
 from export.families import family_of
@@ -31,9 +33,9 @@ from export.outline import put_weights
 from export.parity import check_component
 from export.reference import component_outputs, seeded_inputs
 from export.trace import trace
+from export.twin import on_cpu
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.errors import GraphError
-from graph_passes.pipelines import for_target
 from graph_passes.step import run
 from runtime.cli import command
 from runtime.errors import InputError
@@ -98,9 +100,11 @@ def watched() -> Iterator[Peak]:
 
 def parity_full(checkpoint: Checkpoint, target: str, work: Path, step: Callable[[str], object] = str, only: tuple[str, ...] = (),
                 ) -> Iterator[Row]:
-    """Measures one component after the other, or those in `only`, at the model's own size, batch 1, with a dynamic graph.
+    """Measures one component after the other, or those in `only`, at the model's own size, batch 1: with a dynamic graph or, for an
+    accelerator, a static one and the host's part. Operators that the CPU's provider has not are computed by their definitions.
 
-    Errors: InputError where the disk has too little room or `only` names no component, CheckFailed naming the component that differs.
+    Errors: InputError where the disk has too little room or `only` names no component, CheckFailed naming the component that differs or
+    that the accelerator does not take whole.
     """
     needed = 4.0 * max(map(checkpoint.parameters, checkpoint.configs)) + SPARE_BYTES
     free = shutil.disk_usage(work).free
@@ -108,15 +112,17 @@ def parity_full(checkpoint: Checkpoint, target: str, work: Path, step: Callable[
         raise InputError(f"the disk of '{work}' has {free / GB:.1f} GB free where the largest component needs {needed / GB:.1f} GB: free "
                          "some space or choose another disk with --work")
     try:
-        passes = for_target(target)
+        Tuning().passes(target)
     except GraphError as error:
         raise InputError(str(error)) from error
-    defaults = pipeline(checkpoint, None, None, 1, dynamic=True)
+    dynamic = target not in TARGETS
+    defaults = pipeline(checkpoint, None, None, 1, dynamic)
+    size = None if dynamic else (defaults["height"], defaults["width"])
     family, outline = family_of(checkpoint), checkpoint.outline()
-    outlines = dict(family.components(outline, None, 1))
+    outlines = dict(family.components(outline, size, 1))
     if unknown := [name for name in only if name not in outlines]:
         raise InputError(f"'{checkpoint.alias}' has no component '{unknown[0]}': it has {', '.join(outlines)}")
-    for name, build in family.components(checkpoint, None, 1):
+    for name, build in family.components(checkpoint, size, 1):
         if only and name not in only:
             continue
         with watched() as peak:
@@ -132,23 +138,24 @@ def parity_full(checkpoint: Checkpoint, target: str, work: Path, step: Callable[
 
             step(f"{name}: trace")
             traced: Component = outlines[name]()
-            model = trace(traced, dynamic=True)
+            model = trace(traced, dynamic)
             put_weights(model, outline)
             clock.append(time.perf_counter())
             step(f"{name}: passes")
-            steps = run(model, passes)
+            steps = run(model, Tuning().passes(target_of(name, target), input_shapes(traced, defaults)))
+            host, plan = fit(name, model, target, allowed=1)
             clock.append(time.perf_counter())
             step(f"{name}: write")
             folder = work / "package"
             folder.mkdir()
-            entry, files = package.write_component(folder, traced, model, steps, 0)
-            del traced, model
+            entry, files = package.write_component(folder, traced, model, steps, 0, host, plan)
+            del traced, model, host
             manifest = Manifest(checkpoint.alias, checkpoint.source, target, "fp32", {}, defaults, {name: entry}, checkpoint.scheduler, {})
             package.finish(folder, manifest, files)
             clock.append(time.perf_counter())
 
             step(f"{name}: ONNX Runtime")
-            with Sessions(Package.open(folder), provider("cpu"), low_memory=True) as sessions:
+            with on_cpu(Package.open(folder)) as runnable, Sessions(runnable, provider("cpu"), low_memory=True) as sessions:
                 found = check_component(sessions, name, inputs, expected)
             shutil.rmtree(folder)
             clock.append(time.perf_counter())
@@ -160,7 +167,7 @@ def parity_full(checkpoint: Checkpoint, target: str, work: Path, step: Callable[
 @command
 @click.argument("model")
 @click.option("--weights", help="As for python -m export.")
-@click.option("--target", default="portable")
+@click.option("--target", default="portable", help="Any of python -m export, in float32.  [default: portable]")
 @click.option("--component", "only", multiple=True, metavar="NAME", help="Only this one; repeatable.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build"), help="Where the package of one component has room.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write what was measured to this file.")

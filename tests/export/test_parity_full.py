@@ -39,12 +39,18 @@ def run(work: Path, *options: str) -> Result:
     return CliRunner().invoke(parity_full.main, ["tiny-sdxl", "--weights", "random:3", "--work", str(work), *options])
 
 
-def test_every_component_is_measured(tmp_path: Path) -> None:
-    result = run(tmp_path / "work", "--json", str(tmp_path / "found.json"))
+@pytest.mark.parametrize(("target", "names"), [
+    ("portable", ["text_encoder", "text_encoder_2"]),
+    ("nnapi", ["text_encoder_2"]),  # static axes, and a host's part
+    ("cuda", ["text_encoder_2"]),  # operators that the CPU's provider has not
+])
+def test_every_component_is_measured(target: str, names: list[str], tmp_path: Path) -> None:
+    only = [argument for name in names for argument in ("--component", name)]
+    result = run(tmp_path / "work", "--target", target, *only, "--json", str(tmp_path / "found.json"))
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "found.json").read_text())
-    assert (found["model"], found["target"]) == ("tiny-sdxl", "portable")
-    assert [row["component"] for row in found["rows"]] == ["text_encoder", "text_encoder_2"]
+    assert (found["model"], found["target"]) == ("tiny-sdxl", target)
+    assert [row["component"] for row in found["rows"]] == names
     for row in found["rows"]:
         assert row["parameters"] > 10_000
         assert 100 < row["snr_db"] < 160
