@@ -1,15 +1,17 @@
 """`python -m runtime.peers PACKAGE..`: packages against stock ONNX Runtime and OpenVINO on this machine, in one run, as ratios.
 
 The peers get the portable graph, with the same inputs at batch 1 and the same number of threads; each measurement has a process of its
-own, one after the other. A peer whose outputs are not those of stock ONNX Runtime is not timed.
+own, one after the other. Machines change their speed over minutes, so everybody has a turn in each of several rounds, every second one
+backwards, and medians are taken over the rounds. A peer whose outputs are not those of stock ONNX Runtime is not timed.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,14 +37,44 @@ SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "openvino_peer.py
 Row = dict[str, Any]
 
 
+@dataclass
+class Entrant:
+    """Who is measured: `package`, or OpenVINO with the precision `hint`; and what was found of it in each round."""
+
+    who: str
+    precision: str
+    package: Package | None = None
+    hint: str = ""
+    rounds: list[Row] = field(default_factory=list)
+    snr_db: float | None = None
+
+    def row(self, component: str) -> Row:
+        """The medians over the rounds, and those of each (`rounds_ms`)."""
+        times, loads, peaks = ([figures.get(key, 0.0) for figures in self.rounds] for key in ("median_ms", "load_ms", "peak_rss_mb"))
+        memory = {"peak_rss_mb": max(peaks)} if any(peaks) else {"version": self.rounds[0]["version"]}
+        return {
+            "component": component,
+            "who": self.who,
+            "precision": self.precision,
+            "median_ms": statistics.median(times),
+            "rounds_ms": times,
+            "load_ms": statistics.median(loads),
+            "runs": sum(figures["runs"] for figures in self.rounds),
+            **memory,
+            "snr_db": self.snr_db,
+        }
+
+
 @dataclass(frozen=True)
 class Contest:
-    """What every entrant gets: the baseline (a portable package), the picture's size, repetitions and threads, and OpenVINO's Python."""
+    """What every entrant gets: the baseline (a portable package), the picture's size, repetitions in each of the rounds and threads, and
+    OpenVINO's Python."""
 
     baseline: Package
     height: int
     width: int
     repeat: int
+    rounds: int
     threads: int
     openvino: Path
 
@@ -59,25 +91,38 @@ class Contest:
         return rows
 
     def _component(self, component: str, packages: Sequence[Package], folder: Path, step: Callable[[str], object]) -> list[Row]:
-        step(f"{component}: {STOCK}")
-        reference, figures = self._ours(self.baseline, component, folder)
-        rows = [{"component": component, "who": STOCK, "precision": "fp32", **figures, "snr_db": None, "ratio": 1.0}]
+        entrants = [
+            Entrant(STOCK, "fp32", self.baseline),
+            *(Entrant("OpenVINO", precision, hint=hint) for hint, precision in PRECISIONS.items()),
+            *(Entrant(package.path.name, package.manifest.precision, package) for package in packages),
+        ]
+        reference: dict[str, np.ndarray] = {}
+        before = component
+        for number in range(self.rounds):
+            for entrant in entrants if number % 2 == 0 else entrants[::-1]:
+                step(f"{before}; {entrant.who} {entrant.precision}")
+                if entrant.package is None:
+                    outputs, figures = self._openvino(component, entrant.hint, folder)
+                else:
+                    outputs, figures = self._ours(entrant.package, component, folder)
+                if reference:
+                    self._require_same(component, entrant, reference, outputs)
+                else:
+                    reference = outputs  # the first of all is stock ONNX Runtime's
+                entrant.rounds.append(figures)
+                before = f"{component}: {figures['median_ms']:.0f} ms"
+        rows = [entrant.row(component) for entrant in entrants]
+        return [row | {"ratio": round(row["median_ms"] / rows[0]["median_ms"], 4)} for row in rows]
 
-        def enter(who: str, precision: str, outputs: dict[str, np.ndarray], figures: Row) -> None:
-            snr = min(snr_db(reference[name], outputs[name]) for name in reference)
-            if snr < LEAST_SNR_DB[precision]:
-                raise CheckFailed(f"'{component}' in {who} ({precision}) is {snr:.1f} dB from {STOCK}'s result, where "
-                                  f"{LEAST_SNR_DB[precision]:.0f} dB is the least: its time would mean nothing")  # fmt: skip
-            ratio = round(figures["median_ms"] / rows[0]["median_ms"], 4)
-            rows.append({"component": component, "who": who, "precision": precision, **figures, "snr_db": round(snr, 2), "ratio": ratio})
-
-        for hint, precision in PRECISIONS.items():
-            step(f"{component}: {rows[-1]['median_ms']:.0f} ms; OpenVINO {precision}")
-            enter("OpenVINO", precision, *self._openvino(component, hint, folder))
-        for package in packages:
-            step(f"{component}: {rows[-1]['median_ms']:.0f} ms; {package.path.name}")
-            enter(package.path.name, package.manifest.precision, *self._ours(package, component, folder))
-        return rows
+    @staticmethod
+    def _require_same(component: str, entrant: Entrant, reference: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        if entrant.who == STOCK:
+            return
+        snr = min(snr_db(reference[name], outputs[name]) for name in reference)
+        if snr < LEAST_SNR_DB[entrant.precision]:
+            raise CheckFailed(f"'{component}' in {entrant.who} ({entrant.precision}) is {snr:.1f} dB from {STOCK}'s result, where "
+                              f"{LEAST_SNR_DB[entrant.precision]:.0f} dB is the least: its time would mean nothing")  # fmt: skip
+        entrant.snr_db = round(snr, 2)
 
     def _ours(self, package: Package, component: str, folder: Path) -> tuple[dict[str, np.ndarray], Row]:
         outputs = folder / "ours.npz"
@@ -125,17 +170,18 @@ def table(rows: Sequence[Row]) -> str:
 @click.option("--openvino", required=True, type=click.Path(path_type=Path), help="Python of an environment with openvino.")
 @click.option("--height", type=int, help="Of the picture, in pixels; the package's own where it is not given.")
 @click.option("--width", type=int, help="Likewise.")
-@click.option("--repeat", default=7, help="Timed runs of each.")
+@click.option("--repeat", default=3, show_default=True, help="Timed runs of each in a round.")
+@click.option("--rounds", default=3, show_default=True, help="How often everybody has a turn.")
 @click.option("--threads", default=0, help="Threads of everybody; 0: one per core.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
-def main(packages: tuple[Path, ...], baseline: Path, openvino: Path, height: int | None, width: int | None, repeat: int, threads: int,
-         json_file: Path | None) -> None:  # fmt: skip
+def main(packages: tuple[Path, ...], baseline: Path, openvino: Path, height: int | None, width: int | None, repeat: int, rounds: int,
+         threads: int, json_file: Path | None) -> None:  # fmt: skip
     """Measures the U-Net and the decoder of PACKAGES against stock ONNX Runtime and OpenVINO."""
     stock, opened = Package.open(baseline), [Package.open(package) for package in packages]
     if stock.manifest.target != "portable":
         raise InputError(f"'{baseline}' is made for {stock.manifest.target}: peers run the portable graph")
-    contest = Contest(stock, *size_of(stock, height, width), repeat, threads, openvino)
-    with tqdm(total=(3 + len(opened)) * len(COMPONENTS), desc="peers", unit="run", leave=False, disable=None) as bar:
+    contest = Contest(stock, *size_of(stock, height, width), repeat, rounds, threads, openvino)
+    with tqdm(total=(3 + len(opened)) * len(COMPONENTS) * rounds, desc="peers", unit="run", leave=False, disable=None) as bar:
 
         def step(what: str) -> None:
             bar.set_postfix_str(what)
@@ -144,7 +190,7 @@ def main(packages: tuple[Path, ...], baseline: Path, openvino: Path, height: int
         rows = contest.run(opened, step)
     click.echo(table(rows))
     if json_file:
-        settings = {"height": contest.height, "width": contest.width, "repeat": repeat, "threads": threads or usable_cores()}
+        settings = {key: getattr(contest, key) for key in ("height", "width", "repeat", "rounds")} | {"threads": threads or usable_cores()}
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({"machine": describe(), "settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 

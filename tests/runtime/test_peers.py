@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,16 @@ def contest(package: Path, folder: Path, noise: float, monkeypatch: pytest.Monke
     script.write_text(STAND_IN.format(noise=noise))
     monkeypatch.setattr(peers, "SCRIPT", script)
     monkeypatch.setattr(peers, "COMPONENTS", ("vae_decoder",))
-    return peers.Contest(Package.open(package), 64, 64, 2, 1, Path(sys.executable))
+    return peers.Contest(Package.open(package), 64, 64, 1, 2, 1, Path(sys.executable))
 
 
 def test_everybody_is_measured_and_compared_in_one_run(tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = contest(tiny_package, tmp_path, 1e-3, monkeypatch).run([Package.open(tiny_package)])
+    began: list[str] = []
+    made = replace(contest(tiny_package, tmp_path, 1e-3, monkeypatch), rounds=2)
+    rows = made.run([Package.open(tiny_package)], began.append)
+    turns = [what.rpartition("; ")[2] for what in began]
+    assert turns == ["ONNX Runtime fp32", "OpenVINO fp32", "OpenVINO bf16", f"{tiny_package.name} fp32", *turns[3::-1]]
+    assert all(row["median_ms"] == pytest.approx(sum(row["rounds_ms"]) / 2) and row["runs"] == 2 for row in rows)
     assert [(row["who"], row["precision"]) for row in rows] == [
         *(("ONNX Runtime", "fp32"), ("OpenVINO", "fp32"), ("OpenVINO", "bf16"), (tiny_package.name, "fp32")),
     ]
