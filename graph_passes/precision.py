@@ -8,6 +8,10 @@ from graph_passes.passes.names import NAME_NODES
 from graph_passes.passes.quantize_static import quantize_static
 from graph_passes.passes.quantize_weights import quantize_weights
 from graph_passes.passes.unused import REMOVE_UNUSED
+from graph_passes.rules.compose_reshapes import COMPOSE_RESHAPES
+from graph_passes.rules.fold_bias import FOLD_BIAS
+from graph_passes.rules.multiply_flat import MULTIPLY_FLAT
+from graph_passes.rules.remove_reshape import REMOVE_RESHAPE
 from graph_passes.rules.scale_by_convolution import SCALE_BY_CONVOLUTION
 from graph_passes.step import Pass
 
@@ -23,6 +27,15 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "cuda": ("fp32", "fp16"),
 }
 BITS = {"w8": 8, "w4": 4}
+# A Snapdragon's NPU takes scales to each channel of convolutions and of products of two matrices (Gemm), and of nothing else
+_FOR_HTP: tuple[Pass, ...] = (
+    MULTIPLY_FLAT.as_pass(),
+    FOLD_BIAS.as_pass(),
+    COMPOSE_RESHAPES.as_pass(),
+    REMOVE_RESHAPE.as_pass(),
+    SCALE_BY_CONVOLUTION.as_pass(),
+    REMOVE_UNUSED,
+)
 FOUR_BIT_CONVOLUTIONS = ("portable",)  # WebGPU's provider has no com.microsoft.DequantizeLinear
 
 
@@ -39,7 +52,7 @@ def measures(precision: str, target: str) -> bool:
 def lowered(precision: str, target: str, measure: Measure | None) -> tuple[Pass, ...]:
     """The passes of a precision. `measure` tells the ranges of a graph's values, where a choice is made by them."""
     if precision == "a16w8":
-        first = (SCALE_BY_CONVOLUTION.as_pass(),) if target == "qnn" else ()
+        first = _FOR_HTP if target == "qnn" else ()
         return (*first, bound_masks(-100.0), REMOVE_UNUSED, quantize_static(measure, target == "qnn"), REMOVE_UNUSED, NAME_NODES)
     if precision == "fp16" and target != "qnn":
         return (bound_masks(-1e4), REMOVE_UNUSED, half(measure), REMOVE_UNUSED, NAME_NODES)

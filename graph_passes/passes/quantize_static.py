@@ -7,7 +7,7 @@ the scale of least square error (see quantize_weights): one to each output chann
 of the sums that it is added to. LayerNormalization's gains, which are few, are int16.
 
 The NPU of a Snapdragon, HTP, computes in these integers what the CPU's provider computes in float32, and asks for more:
-- MatMul's weights have one scale; Conv and Gemm may have one to each channel.
+- MatMul's weights have one scale; those of Conv and Gemm may have one to each channel (see rules/multiply_flat.py).
 - LayerNormalization's gains are int16 or uint8, InstanceNormalization's 8 bits.
 - A product of two activations has 31 to 49 dB alone, as if its second one had 8 bits, and QNN 2.51 may compile what follows it in a graph
   so that it reads what nobody wrote. So attention's scores and its softmax stay float, which HTP computes as float16.

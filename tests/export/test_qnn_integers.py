@@ -28,10 +28,13 @@ ATTENTION = """r = Reshape(x, rows) q = Transpose <perm = [0, 2, 1]> (r) k = Mul
     p = Softmax <axis = -1> (s) o = MatMul(p, q) t = Transpose <perm = [0, 2, 1]> (o) y = Reshape(t, picture)"""
 NORM = """r = Reshape(x, rows) t = Transpose <perm = [0, 2, 1]> (r) n = LayerNormalization <axis = -1> (t, g, b)
     u = Transpose <perm = [0, 2, 1]> (n) y = Reshape(u, picture)"""
+LINEAR = """r = Reshape(x, rows) t = Transpose <perm = [0, 2, 1]> (r) m = MatMul(t, v) a = Add(m, b)
+    u = Transpose <perm = [0, 2, 1]> (a) y = Reshape(u, picture)"""
 WEIGHTS = {
     "gain": np.random.default_rng(2).normal(size=(56, 1, 1)), "offset": np.random.default_rng(3).normal(size=(56, 1, 1)),
     "w": np.random.default_rng(4).normal(size=(56, 56, 3, 3)) / 22, "b": np.random.default_rng(5).normal(size=56),
     "g": 1 + np.random.default_rng(6).normal(size=56) / 5, "scale": np.array(0.13),
+    "v": np.random.default_rng(7).normal(size=(56, 56)) * np.geomspace(1, 0.03, 56),
 }
 SHAPES = {"rows": np.array([1, 56, 64]), "picture": np.array([1, 56, 8, 8])}
 
@@ -64,7 +67,7 @@ def emulated(model: ir.Model, passes: Sequence[Pass], folder: Path) -> tuple[flo
     return snr_db(expected, got), [len(compiled.taken), sum(compiled.left.values())]
 
 
-@pytest.mark.parametrize("body", [SCALED, ATTENTION, NORM], ids=["scaled", "attention", "norm"])
+@pytest.mark.parametrize("body", [SCALED, ATTENTION, NORM, LINEAR], ids=["scaled", "attention", "norm", "linear"])
 def test_the_npu_computes_what_the_cpu_does(body: str, tmp_path: Path) -> None:
     decibel, (partitions, left) = emulated(graph(body), lowered("a16w8", "qnn", Measured(INPUTS)), tmp_path)
     assert (partitions, left) == (1, 0)

@@ -16,6 +16,7 @@ from graph_passes.passes.host import split_host
 from graph_passes.passes.names import NAME_NODES
 from graph_passes.passes.quantize_static import REACH, quantize_static
 from graph_passes.passes.unused import REMOVE_UNUSED
+from graph_passes.precision import lowered
 from graph_passes.step import run
 
 NETWORK = """
@@ -94,6 +95,19 @@ def test_a_product_has_a_scale_to_each_channel_but_for_htp(for_htp: bool, scales
     got = run_in_runtime(model, feeds)[0]
     worst = min(snr(expected[:, column], got[:, column]) for column in range(12))
     assert (worst > 30.0) != for_htp
+
+
+def test_linear_layers_for_htp_have_a_scale_to_each_channel_as_products_of_two_matrices() -> None:
+    columns = np.geomspace(1, 0.03, 12, dtype=np.float32)
+    model = with_weights("p = MatMul(x, w) y = Add(p, b)", "float[2,5,16] x", w=weight(16, 12) * columns, b=weight(12, seed=1) * columns)
+    feeds = feed(model)
+    expected = run_in_double(model, feeds)[0]
+    run(model, lowered("a16w8", "qnn", measured))
+    assert {name: count for name, count in ops(model).items() if "Linear" not in name} == {"Gemm": 1, "Reshape": 2}
+    product = next(node for node in model.graph if node.op_type == "Gemm")
+    assert [value.producer().inputs[1].const_value.numpy().shape for value in product.inputs[1:]] == [(12,), (12,)]  # weight and bias
+    got = run_in_runtime(model, feeds)[0]
+    assert min(snr(expected[..., column], got[..., column]) for column in range(12)) > 30.0
 
 
 def test_a_bias_has_the_scale_of_the_products() -> None:
