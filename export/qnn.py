@@ -103,7 +103,7 @@ def _require_whole(name: str, compiled: Compiled, allowed: int) -> None:
     if count > allowed or not count or (allowed == 1 and compiled.left):
         operator, nodes = max(compiled.left.items(), key=lambda entry: entry[1], default=("node", 0))
         raise CheckFailed(
-            f"'{name}' falls into {count} partitions on qnn, which takes {sum(compiled.taken)} of "
+            f"'{name}' falls into {count} partition{'s' * (count != 1)} on qnn, which takes {sum(compiled.taken)} of "
             f"{sum(compiled.taken) + sum(compiled.left.values())} nodes: QNN's compiler leaves above all {nodes} {operator} to the CPU. "
             f"Give --allow-partitions {max(2, count)} to take it so"
         )

@@ -19,11 +19,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from export.__main__ import main
+from export.build import Built, Order
 from export.component import Component
 from export.context_binary import compile_graph, require_compiler, summary
 from export.families.vae import VaeDecoder
 from export.limits import FP16
-from export.package import finish, write_component
+from export.package import finish, hashed, write_component
 from export.parity import check_component
 from export.qnn import LIMITS, _compile_component, _require_whole, require_half
 from export.reference import PROMPT, QUICK_STEPS, Oracle, Trajectory, Walk
@@ -69,6 +70,12 @@ def snapdragon(once: Once) -> Package:
 def damaged(snapdragon: Package, tmp_path: Path) -> Path:
     """A copy, to be damaged."""
     return Path(shutil.copytree(snapdragon.path, tmp_path / "package"))
+
+
+def write_sigmoid(file: Path, side: int) -> None:
+    """A graph x [1, 4, side, side] -> its sigmoid."""
+    ports = f"(float[1,4,{side},{side}] x) => (float[1,4,{side},{side}] y)"
+    ir.save(ir.from_onnx_text(f'<ir_version: 9, opset_import: ["" : 20]> g {ports} {{ y = Sigmoid(x) }}'), file)
 
 
 def graph(tmp_path: Path, body: str) -> Path:
@@ -146,8 +153,7 @@ def test_each_size_has_a_binary_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "unet").mkdir()
     for file, side in sizes.items():
-        ports = f"(float[1,4,{side},{side}] x) => (float[1,4,{side},{side}] y)"
-        ir.save(ir.from_onnx_text(f'<ir_version: 9, opset_import: ["" : 20]> g {ports} {{ y = Sigmoid(x) }}'), tmp_path / "unet" / file)
+        write_sigmoid(tmp_path / "unet" / file, side)
     entry = ComponentEntry("unet/model.onnx", "", (), (), 20, sizes=(SizeEntry(16, 16, 1, "unet/model_16x16.onnx", "", (), ()),))
     made = Package(tmp_path, Manifest("tiny", {}, "qnn", "fp16", {}, {}, {"unet": entry}, {}, {}))
     compiled = _compile_component(made, "unet", entry, SM8550, 1, tmp_path / "work")
@@ -243,6 +249,42 @@ def test_a_graph_that_the_compiler_refuses(tmp_path: Path) -> None:
     file = graph(tmp_path, "y = NoSuchOperator(x)")
     with pytest.raises(CheckFailed, match=r"^QNN's compiler refuses 'graph\.onnx' for sm8550: .*NoSuchOperator"):
         compile_graph(file, tmp_path / "out" / "model.onnx", SM8550)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "code", "sentence"),
+    [
+        ("exit 1", 1, "QNN's compiler refuses 'model.onnx' for sm8550: exit code 1"),
+        ("echo some noise >&2; echo no such op >&2; exit 134", 1, "QNN's compiler refuses 'model.onnx' for sm8550: no such op"),
+        ("kill -9 $$", 2, "QNN's compiler was killed by signal 9 at 'model.onnx': is there enough memory?"),
+        ("""echo '{"error": "QNN error 6020"}' > "$6"; echo noise >&2""", 1,
+         "QNN's compiler refuses 'model.onnx' for sm8550: QNN error 6020"),
+        ("""touch "$4"; echo '{"taken": [3], "left": {"Erf": 1}, "seconds": 1, "peak_mb": 1}' > "$6\"""", 1,
+         "'unet' falls into 1 partition on qnn, which takes 3 of 4 nodes: QNN's compiler leaves above all 1 Erf to the CPU. "
+         "Give --allow-partitions 2 to take it so"),
+    ],
+    ids=["dies", "dies with a word", "killed", "refuses", "leaves a node"],
+)  # fmt: skip
+def test_a_compiler_that_fails_leaves_no_package(
+    compiler: str, code: int, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the place of the compiler's process a shell: $4 is the graph to write, $6 the result."""
+
+    def build(order: Order, *_: object) -> dict[str, Built]:
+        file = order.folder / "unet" / "model.onnx"
+        file.parent.mkdir()
+        write_sigmoid(file, 8)
+        return {"unet": Built(ComponentEntry("unet/model.onnx", hashed(file).sha256, (), (), 20), {"unet/model.onnx": hashed(file)})}
+
+    program = tmp_path / "compiler"
+    program.write_text(f"#!/bin/sh\n{compiler}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("export.context_binary.sys.executable", str(program))
+    monkeypatch.setattr("export.run.build", build)
+    result = CliRunner().invoke(main, ["tiny", str(tmp_path / "out"), "--target", "qnn", "--check", "none"])
+    assert result.exit_code == code, result.output
+    assert f"error: {sentence}\n" in result.stderr
+    assert list(tmp_path.iterdir()) == [program]
 
 
 @pytest.mark.parametrize(
