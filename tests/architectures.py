@@ -72,15 +72,6 @@ def unet(**changes: Any) -> torch.nn.Module:
     return UNet(UNet2DConditionModel(**{**structure, **changes}))
 
 
-# 70 transformers in the lower two of three levels, 2 and 10 deep; the refiner's 44 in the middle two of four, 4 deep
-SDXL = {"block_out_channels": (8, 8, 8), "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
-REFINER = {"transformer_layers_per_block": 4, "use_linear_projection": True,
-           "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-           "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
-
-
 # What SD 2.x and SDXL have and SD 1.x has not, in two levels of one layer: projections as linear layers, heads by level, a deeper
 # transformer, the pooled text (16 numbers) and the six sizes of the picture as conditions
 LEVELS = {"block_out_channels": (8, 16), "layers_per_block": 1, "use_linear_projection": True, "attention_head_dim": (1, 2),
@@ -96,8 +87,6 @@ def vae() -> AutoencoderKL:
 
 ARCHITECTURES: dict[str, Callable[[], torch.nn.Module]] = {
     "unet": unet,
-    "sdxl": lambda: unet(**SDXL),
-    "refiner": lambda: unet(**REFINER),
     "sdxl_levels": lambda: UNetWithSize(unet(**LEVELS).model),
     "transformer": Transformer,  # torch's scaled_dot_product_attention, as diffusers has it with torch 2
     "transformer-baddbmm": lambda: Transformer(AttnProcessor()),
