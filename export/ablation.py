@@ -28,6 +28,8 @@ from export.package import CUSTOM_OPS_DOMAIN, INLINE_TENSOR_BYTES, finish, write
 from export.reference import component_outputs
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.costs import table as costs_of
+from graph_passes.errors import GraphError
+from graph_passes.files import load
 from graph_passes.ops.attention import FUSE_FLASH_ATTENTION, FUSE_PARTIAL_SOFTMAX_ATTENTION
 from graph_passes.ops.gelu import FUSE_GELU
 from graph_passes.ops.group_norm import FUSE_GROUP_NORM
@@ -107,9 +109,15 @@ def ablation(package: Package, checkpoint: Checkpoint, height: int, width: int, 
 
 
 def _variant(package: Package, name: str, passes: Sequence[Pass], folder: Path) -> tuple[Package, dict[str, int]]:
-    """A package in `folder` of one component after `passes`, and its custom ops. Weights that stayed as they were are not copied."""
+    """A package in `folder` of one component after `passes`, and its custom ops. Weights that stayed as they were are not copied.
+
+    Errors: InputError where the graph cannot be read, or its weights lie in a file of several names.
+    """
     entry = package.manifest.components[name]
-    model = ir.load(package.file(name))
+    try:
+        model = load(package.file(name))
+    except GraphError as error:
+        raise InputError(str(error)) from error
     run(model, (*passes, ATTACH_BODIES) if passes else ())
     made = folder / "package"
     (made / name).mkdir(parents=True)

@@ -45,13 +45,14 @@ def twin(made: Package, passes: Sequence[Pass]) -> Iterator[Package]:
     """The twin of `made`, beside it as long as the block lasts: its graphs go through the passes, its other files are links."""
     with TemporaryDirectory(dir=made.path.parent, prefix=".twin-") as folder:
         graphs = {graph.file for entry in made.manifest.components.values() for graph in entry.graphs}
-        for name in files_below(made.path):
+        for name in graphs:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            model = ir.load(made.path / name)
+            run(model, passes)
+            ir.save(model, Path(folder) / name)
+        for name in files_below(made.path):  # last: weights are not read any more once their file has two names
             file = Path(folder) / name
             file.parent.mkdir(parents=True, exist_ok=True)
             if name not in graphs:
                 os.link(made.path / name, file)
-        for name in graphs:
-            model = ir.load(made.path / name)
-            run(model, passes)
-            ir.save(model, Path(folder) / name)
         yield Package(Path(folder), replace(made.manifest, target="portable"))

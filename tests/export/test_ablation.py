@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from export import ablation
@@ -13,7 +15,7 @@ from graph_passes.costs import table as costs_of
 from graph_passes.passes.winograd import Policy
 from graph_passes.step import Pass
 from runtime.errors import CheckFailed, InputError
-from runtime.manifest import Package
+from runtime.manifest import ComponentEntry, Manifest, Package
 
 
 def test_every_row_adds_an_optimization(tiny_package: Path, tmp_path: Path) -> None:
@@ -69,3 +71,21 @@ def test_the_table_says_what_a_row_gains() -> None:
     text = ablation.table([{**row, "reduction": 0.0}, {**row, "row": "Winograd", "median_ms": 95.6, "reduction": 0.522}])
     assert text.splitlines()[2].split() == ["baseline", "200.0", "200.0", "0.0", "%", "120.0", "dB", "50"]
     assert text.splitlines()[3].split() == ["Winograd", "95.6", "200.0", "-52.2", "%", "120.0", "dB", "50"]
+
+
+def test_weights_in_a_file_of_several_names_are_refused(tmp_path: Path) -> None:
+    """As what was killed while it measured leaves them."""
+    text = '<ir_version: 9, opset_import: ["" : 20]> g (float[2,3] x, float[3,4] w) => (float[2,4] y) { y = MatMul(x, w) }'
+    model = ir.from_onnx_text(text)
+    weight = model.graph.inputs.pop()
+    weight.const_value = ir.tensor(np.ones((3, 4), np.float32), name="w")
+    model.graph.register_initializer(weight)
+    (tmp_path / "unet").mkdir()
+    ir.save(model, tmp_path / "unet" / "model.onnx", external_data="model.onnx_data", size_threshold_bytes=1)
+    (tmp_path / "left").hardlink_to(tmp_path / "unet" / "model.onnx_data")
+    entry = ComponentEntry("unet/model.onnx", "", (), (), 20, data="unet/model.onnx_data")
+    package = Package(tmp_path, Manifest("tiny", {}, "portable", "fp32", {}, {}, {"unet": entry}, {}, {}))
+    sentence = r"model\.onnx_data has several hard links, and is not read\. Copy the file itself there\."
+    with pytest.raises(InputError, match=sentence):
+        ablation._variant(package, "unet", (), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["left", "unet"]
