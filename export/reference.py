@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -154,11 +155,28 @@ def seeded_inputs(component: Component, height: int, width: int, factor: int, ba
     return made
 
 
+@contextmanager
+def contiguous_norms(module: torch.nn.Module) -> Iterator[None]:
+    """Gives every GroupNorm in `module` pictures with the channels first, as long as the block lasts.
+
+    Behind the attention of a VAE pictures of a batch have their channels last in memory, and of those torch 2.13 sums up a whole group one
+    number after the other: at 512x512 its norm is 86 to 100 dB from float64, where it is 140 dB and more with the channels first.
+    """
+    norms = [each for each in module.modules() if isinstance(each, torch.nn.GroupNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),)) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def component_outputs(component: Component, inputs: Arrays) -> Arrays:
     """The module's outputs by name, as torch computes them in float32."""
     given = [torch.from_numpy(np.asarray(inputs[name])) for name in component.example_inputs]
-    outputs = component.module(*given)
+    with contiguous_norms(component.module):
+        outputs = component.module(*given)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return {name: output.numpy() for name, output in zip(component.outputs, outputs, strict=True)}
 
