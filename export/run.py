@@ -13,6 +13,7 @@ from tqdm import tqdm
 from export import package, qnn
 from export.accelerator import ON_CPU, require_static
 from export.build import Order, Tuning, build
+from export.calibration import prompts
 from export.calibration import record as record_inputs
 from export.context_binary import require_compiler
 from export.defaults import pipeline
@@ -97,10 +98,12 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
 
         names = [name for name, _ in order.parts(checkpoint)]
         compiled = 0 if chip is None else len(set(names).difference(ON_CPU))
-        total = (4 if check == "none" else 6 + 2 * len(names)) + compiled
+        measured = measures(request.precision, request.target)
+        calibrated = (1 if parameters > SMALL else len(prompts(checkpoint.alias))) if measured else 0
+        total = 4 + calibrated + compiled + (0 if check == "none" else 2 + 2 * len(names) + compiled)
         with tqdm(total=total, desc="export", unit="step") as bar:
             step = partial(_begin, bar)
-            if measures(request.precision, request.target):
+            if measured:
                 record_inputs(checkpoint, defaults, parameters > SMALL, staging.work, step)
             built = build(order, checkpoint, step)
             step("manifest")
