@@ -27,7 +27,7 @@ def numbers(_: click.Context, option: click.Parameter, text: str | None) -> list
 @click.option("--soc", metavar="NAME", help=f"The Snapdragon that the target qnn compiles for: {', '.join(each.name for each in SOCS)}.  "
               f"[default: {DEFAULT}]")
 @click.option("--precision", help="fp32; fp16; weights of 8 or 4 bits: w8, w4; activations of 16 with weights of 8: a16w8; "
-              "bf16 (target cpu).  [default: fp32; qnn: fp16]")
+              "bf16 (target cpu, which has fp16 too).  [default: fp32; qnn: fp16]")
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
 @click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines, or by those that runtime.bench "
               "--calibrate wrote on one (for arm64, which has no class yet).  [default: this machine's; without a class: x86-64-avx2's]")

@@ -20,6 +20,7 @@ from export.limits import FP32, Limits
 from export.reference import Arrays, Oracle, Trajectory, Walk, ask
 from export.twin import on_cpu, rounding
 from export.weights import open_checkpoint
+from graph_passes.precision import OWN_HALF
 from runtime.cli import command
 from runtime.compare import max_abs, snr_db
 from runtime.errors import CheckFailed
@@ -152,9 +153,9 @@ def check_package(made: Package, oracle: Oracle, step: Callable[[str], object] =
     given. `step` is told what begins.
     Errors: CheckFailed naming the component that differs.
     """
-    limits = limits or Limits.of_precision(made.manifest.precision)
+    limits = limits or Limits.of_precision(made.manifest.precision, made.manifest.target)
     large = sum(entry.parameters for entry in made.manifest.components.values()) > SMALL
-    if made.manifest.precision == "fp16" and made.manifest.target != "qnn":
+    if made.manifest.precision == "fp16" and made.manifest.target not in OWN_HALF:
         with Sessions(made, provider("cpu"), low_memory=large) as sessions:  # that it loads and holds, as it is
             for name, (inputs, outputs) in oracle.components.items():
                 check_component(sessions, name, inputs, outputs, limits)

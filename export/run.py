@@ -119,7 +119,8 @@ def export(request: Request, say: Callable[[str], object] = print) -> Package:
             oracle = None if check == "none" else ask(checkpoint, defaults, check, staging.work, step)
             if oracle is not None:
                 # what is compiled to float16 later is float32 until then
-                limits = FP32 if chip is not None and request.precision == "fp16" else Limits.of_precision(request.precision)
+                later = chip is not None and request.precision == "fp16"
+                limits = FP32 if later else Limits.of_precision(request.precision, request.target)
                 record(Package.open(staging.package), oracle, step, limits)
                 with on_cpu(Package.open(staging.package)) as runnable:
                     check_sizes(runnable, checkpoint, step, limits=limits)

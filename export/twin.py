@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graph_passes.contrib.expand import EXPAND_CONTRIB
 from graph_passes.passes.round_half import ROUND_HALF
+from graph_passes.precision import OWN_HALF
 from graph_passes.step import Pass, run
 from runtime.manifest import Package, files_below
 
@@ -32,8 +33,8 @@ def on_cpu(made: Package) -> Iterator[Package]:
 @contextmanager
 def rounding(made: Package) -> Iterator[Package]:
     """`made`, or where it is of float16, which the CPU's provider computes in float32, its twin that rounds and overflows as float16 does
-    (see `round_half`)."""
-    if made.manifest.precision != "fp16" or made.manifest.target == "qnn":
+    (see `round_half`). The kernels of the target cpu do by themselves."""
+    if made.manifest.precision != "fp16" or made.manifest.target in OWN_HALF:
         yield made
         return
     with twin(made, (ROUND_HALF,)) as rounded:

@@ -102,7 +102,7 @@ def _entry(step: Step) -> dict[str, Any]:
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write what each pass did to this file.")
 @click.option("--static", multiple=True, metavar="NAME=SHAPE", help="Fix the shape of an input, such as sample=2x4x64x64; repeatable.")
 @click.option("--at", multiple=True, metavar="NAME=SHAPE", help="Leave the shape free, but weigh layers at this one; repeatable.")
-@click.option("--precision", default="fp32", help="fp32, fp16 (without measured ranges), w8, w4; bf16 for the target cpu.")
+@click.option("--precision", default="fp32", help="fp32, fp16 (without measured ranges), w8, w4; bf16 and fp16 for the target cpu.")
 @click.option("--memory-budget", type=float, metavar="FACTOR", help="Let weights grow to FACTOR times the plain ones.  [default: freely]")
 @click.option("--costs", metavar="CLASS|FILE", help="Weigh layers by the costs of this class of machines, or by those that runtime.bench "
               "--calibrate wrote on one (for arm64, which has no class yet).  [default: this machine's; without a class: x86-64-avx2's]")

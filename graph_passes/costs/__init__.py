@@ -66,11 +66,14 @@ class Table:
     rows: tuple[Row, ...]
 
     def milliseconds(self, algorithm: Algorithm, layer: Layer) -> float | None:
-        """The measured time; where the layer was not measured, its work at the speed of the nearest that were; None where none was.
+        """The measured time; where the layer was not measured, its work at the speed of the nearest that were; None where none was. Where
+        float16 was not measured, that of bfloat16.
 
         Speeds, and distances between layers, are taken in logarithms; nearer rows weigh more, by the square of the distance.
         """
         distances = [(_distance(row.layer, layer), row) for row in self.rows if row.algorithm == algorithm]
+        if not distances and algorithm.precision == "fp16":  # pairs of 16-bit numbers both: where a machine has them, about as fast
+            return self.milliseconds(Algorithm(algorithm.tile, "bf16"), layer)
         near = sorted(distances, key=lambda pair: pair[0])[:NEAREST]
         if not near:
             return None

@@ -29,16 +29,17 @@ op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python'
 KERNEL_TYPES = (ir.DataType.FLOAT,)
 TOKENS_FIRST = (0, 2, 1, 3)  # [batch, tokens, heads, dim] to [batch, heads, tokens, dim] and back
 DIM_FIRST = (0, 2, 3, 1)  # [batch, tokens, heads, dim] to [batch, heads, dim, tokens]
+OPERANDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of products, by the precision of a package
 NO_MASK = "no_mask"  # the initializer that all attentions without a mask share
 
 
 # A softmax of nothing but -inf is not a number, so the mask of such a row is left out and its result multiplied by 0: what that costs
 # depends on the size of the mask, not on that of the scores. -3.4028235e38 is the lowest of the finite numbers.
 @script(handheld, default_opset=op)
-def FlashAttention(q, k, v, mask, heads: int, scale: float, bfloat16: int = 0):  # type: ignore[no-untyped-def]
+def FlashAttention(q, k, v, mask, heads: int, scale: float, operands: str = "float32"):  # type: ignore[no-untyped-def]
     """softmax(scale * q k' + mask) v for every head; a row that the mask closes with -inf for all keys is 0.
 
-    With `bfloat16` 1 a kernel may round the operands of both products to bfloat16; the body, which is slow anyway, does not.
+    A kernel may round the operands of both products to `operands`, bfloat16 or float16; the body, which is slow anyway, does not.
     q: float32 [batch, queries, heads * dim]; k, v: float32 [batch, keys, heads * dim]; mask: float32 [batch, heads, queries, keys], each of
     these sizes or 1: a single 0 is no mask. Returns the shape of q.
     """
@@ -241,7 +242,9 @@ def is_candidate(node: ir.Node) -> bool:
 def _fuse(site: Site, softmax: ir.Node, op_type: str, precision: str = "fp32") -> None:
     last = site.last
     joined = [join_heads(value, site, last) for value in (site.q, site.k, site.v)]
-    attributes = {"heads": site.heads, "scale": site.scale, **({"bfloat16": 1} if precision == "bf16" else {})}
+    attributes: dict[str, int | float | str] = {"heads": site.heads, "scale": site.scale}
+    if precision != "fp32":
+        attributes["operands"] = OPERANDS[precision]
     node = ir.node(op_type, [*joined, _mask(site.mask, last)], attributes, domain=handheld.domain, name=softmax.name)
     assert last.graph is not None
     last.graph.insert_before(last, node)
@@ -304,7 +307,7 @@ def with_four_axes(mask: ir.Value, before: ir.Node) -> ir.Value:
 
 
 def fuse_flash_attention(precision: str) -> Pass:
-    """The pass that makes one node of every attention, with products of float32 ("fp32") or of bfloat16 operands ("bf16")."""
+    """The pass that makes one node of every attention, whose products have operands of that precision, a key of OPERANDS."""
     return fusion("fuse flash attention", is_candidate, find_site, functools.partial(_fuse, op_type="FlashAttention", precision=precision))
 
 

@@ -41,15 +41,15 @@ handheld = Opset("handheld", 1)
 op: Any = opset14  # a body is ONNX spelled as Python: its types are not Python's
 
 PANEL = 16  # columns that lie side by side in the file
-TYPES = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16}
-PAIR = {ir.DataType.FLOAT: 1, ir.DataType.BFLOAT16: 2}  # rows that lie side by side, as one product instruction takes them
+TYPES = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
+PAIR = {ir.DataType.FLOAT: 1, ir.DataType.BFLOAT16: 2, ir.DataType.FLOAT16: 2}  # rows side by side, as one product instruction takes them
 
 
 @script(handheld, default_opset=op)
 def Linear(x, weights, bias, channels_in: int, channels_out: int):  # type: ignore[no-untyped-def]
     """x W + bias. x: float32 [..., channels_in]; bias: float32 [channels_out]; returns float32 [..., channels_out].
 
-    weights: float32 or bfloat16 [panels of 16 columns, steps, 16, rows of a step], as `pack` makes them: W and zeros around it.
+    weights: float32, bfloat16 or float16 [panels of 16 columns, steps, 16, rows of a step], as `pack` makes them: W and zeros around it.
     """
     one = op.Constant(value_ints=[1])
     panels = op.Gather(op.Shape(weights), op.Constant(value_ints=[0]))
@@ -78,7 +78,8 @@ def LinearGeglu(x, weights, bias, channels_in: int, channels_out: int):  # type:
 def PointwiseConv(x, weights, bias):  # type: ignore[no-untyped-def]
     """The linear layer along the channels of a picture: a convolution of one pixel, + bias.
 
-    x: float32 [N, C, H, W]; weights: float32 [O, C, 1, 1], or bfloat16 for an even C; bias: float32 [O]; returns float32 [N, O, H, W].
+    x: float32 [N, C, H, W]; weights: float32 [O, C, 1, 1], or bfloat16 or float16 for an even C; bias: float32 [O].
+    Returns float32 [N, O, H, W].
     """
     return op.Conv(x, op.Cast(weights, to=1), bias)
 
@@ -116,7 +117,7 @@ class _Site:
 
 
 def fuse_linear(precision: str) -> Pass:
-    """The pass that packs the weights of every linear layer, as float32 ("fp32") or as bfloat16 ("bf16")."""
+    """The pass that packs the weights of every linear layer, as float32 ("fp32"), bfloat16 ("bf16") or float16 ("fp16")."""
     return fusion("fuse linear", _is_candidate, _site, functools.partial(_fuse, dtype=TYPES[precision]))
 
 
@@ -199,7 +200,7 @@ def _packed(source: ir.TensorProtocol, transposed: bool, dtype: ir.DataType) -> 
 
 
 def fuse_pointwise(precision: str) -> Pass:
-    """The pass that makes PointwiseConv of convolutions of one pixel, with weights as float32 ("fp32") or as bfloat16 ("bf16")."""
+    """The pass that makes PointwiseConv of convolutions of one pixel, with weights as those of `fuse_linear`."""
     return fusion("fuse pointwise convolutions", _is_pointwise, _pointwise_site, functools.partial(_fuse_pointwise, dtype=TYPES[precision]))
 
 

@@ -48,7 +48,8 @@ POINTS: dict[int, tuple[float, ...]] = {
     6: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0),
 }
 PANEL = 8  # output channels that a kernel computes at once
-PAIR = {ir.DataType.FLOAT: 1, ir.DataType.BFLOAT16: 2}  # input channels that lie side by side, as one product instruction takes them
+# input channels that lie side by side, as one product instruction takes them
+PAIR = {ir.DataType.FLOAT: 1, ir.DataType.BFLOAT16: 2, ir.DataType.FLOAT16: 2}
 
 
 def weight_transform(tile: int) -> np.ndarray:
@@ -80,7 +81,7 @@ RECOVERY = onnx.numpy_helper.from_array(_recovery())
 def WinogradConv(x, u, bias, tile: int, channels_out: int):  # type: ignore[no-untyped-def]
     """The 3x3 convolution of x, stride 1, one pixel of zeros around it, + bias.
 
-    x: float32 [N, C, H, W]; u: as `pack` makes it, for an even C where it is bfloat16; bias: float32 [channels_out].
+    x: float32 [N, C, H, W]; u: as `pack` makes it, for an even C where it has 16 bits; bias: float32 [channels_out].
     Returns float32 [N, channels_out, H, W].
     """
     zero = op.Constant(value_ints=[0])
@@ -114,7 +115,7 @@ def WinogradConvSilu(x, u, bias, tile: int, channels_out: int):  # type: ignore[
 
 
 def packed_shape(channels_out: int, channels_in: int, tile: int, dtype: ir.DataType) -> tuple[int, ...]:
-    """[panels, points, C, 8] for float32, [panels, points, C / 2, 8, 2] for bfloat16; see `pack`."""
+    """[panels, points, C, 8] for float32, [panels, points, C / 2, 8, 2] for bfloat16 and float16; see `pack`."""
     pair = PAIR[dtype]
     shape = (-(-channels_out // PANEL), (tile + 2) ** 2, -(-channels_in // pair), PANEL, pair)
     return shape if pair > 1 else shape[:-1]

@@ -18,7 +18,7 @@ from graph_passes.values import static_shape
 from graph_passes.work import Shapes, Uncounted, output_shapes
 
 DIRECT = Algorithm(0, "fp32")
-TYPES = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16}
+TYPES = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 # The relative root mean square error of a layer against float64, on standard normal inputs and weights of the U-Net's and the decoder's
 # layers; tests/ops/winograd_conv measures it again.
 ERRORS: dict[Algorithm, float] = {
@@ -27,11 +27,14 @@ ERRORS: dict[Algorithm, float] = {
     Algorithm(6, "fp32"): 7e-6,
     Algorithm(2, "bf16"): 4.1e-3,
     Algorithm(4, "bf16"): 1.25e-2,
+    Algorithm(2, "fp16"): 1.25e-3,
+    Algorithm(4, "fp16"): 3.75e-3,
 }
 # What the layers of a component may add up to, as a signal-to-noise ratio in dB. Errors of layers are independent of each other, so their
 # squares add up, and a network passes on no more than all of them: residual paths go around most layers. 93: half of what the parity gate
-# of 90 dB lets through. 27: where the sum was 30, the U-Net of SD 1.4 kept 36 dB and its decoder 39, and their gate is at 30.
-LEAST_SNR_DB = {"fp32": 93.0, "bf16": 27.0}
+# of 90 dB lets through. 27: where the sum was 30, the U-Net of SD 1.4 kept 36 dB and its decoder 39, and their gate is at 30. 37: as
+# much below the gate of 40 dB.
+LEAST_SNR_DB = {"fp32": 93.0, "bf16": 27.0, "fp16": 37.0}
 GAIN = 0.95  # of the direct convolution's time that an algorithm may take at most: closer than this, times are noise
 
 
@@ -142,9 +145,9 @@ def _options(site: Site, layer: Layer, policy: Policy) -> list[Option]:
     direct = policy.costs.milliseconds(DIRECT, layer)
     options = [Option(DIRECT, direct if direct is not None else float("inf"), 0, 0.0)]
     for algorithm, error in ERRORS.items():
-        odd = algorithm.precision == "bf16" and site.channels_in % 2  # pairs of channels are multiplied
+        odd = algorithm.precision != "fp32" and site.channels_in % 2  # pairs of channels are multiplied
         milliseconds = policy.costs.milliseconds(algorithm, layer)
-        if milliseconds is None or odd or (policy.precision == "fp32" and algorithm.precision != "fp32"):
+        if milliseconds is None or odd or algorithm.precision not in ("fp32", policy.precision):
             continue
         if milliseconds <= GAIN * options[0].milliseconds:
             extra = site.packed_bytes(algorithm.tile, TYPES[algorithm.precision]) - site.weight_bytes()

@@ -1,7 +1,8 @@
 // Products of bfloat16 numbers, for files that are compiled for machines which have them.
 //
 // Both structs have the same functions. Registers of bfloat16 numbers travel as registers of floats: `pair` and `narrow` round to the nearest
-// bfloat16, ties to even, and make one register of two. `multiply_add(a, b, c)` adds both products of each pair to c.
+// bfloat16, ties to even, and make one register of two. `multiply_add(a, b, c)` adds both products of each pair to c; where one
+// instruction is not all that there is to it (`has_own_loop`), `add_products` adds those of many steps to many sums.
 #pragma once
 
 #include "vector.h"
@@ -14,7 +15,7 @@ namespace {
 struct Avx512Bfloats {
   using Vector = Avx512Vector;
   using Register = __m512;
-  static constexpr bool in_squares = false;
+  static constexpr bool has_own_loop = false;
 
   // Lane i holds first[i] and second[i].
   static Register pair(Register first, Register second) {
@@ -34,7 +35,7 @@ struct Avx512Bfloats {
 struct NeonBfloats {
   using Vector = NeonVector;
   using Register = float32x4_t;
-  static constexpr bool in_squares = true;  // it has add_products
+  static constexpr bool has_own_loop = true;
 
   static Register pair(Register first, Register second) {
     return vreinterpretq_f32_u16(vzip1q_u16(vreinterpretq_u16_bf16(vcvtq_low_bf16_f32(first)), vreinterpretq_u16_bf16(vcvtq_low_bf16_f32(second))));

@@ -6,11 +6,11 @@
 
 namespace handheld {
 
-// kAvx512Bf16 is AVX-512 with products of bfloat16 numbers, kNeonBf16 NEON with them; a kernel that has no use for them is the one of
-// kAvx512, or of kNeon.
-enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kNeon, kNeonBf16 };
+// kAvx512Bf16 is AVX-512 with products of bfloat16 numbers, kNeonFp16 NEON with arithmetic on float16 numbers, and kNeonBf16 with products
+// of bfloat16 numbers beside it; a kernel that has no use for them is the one of kAvx512, or of kNeon.
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kNeon, kNeonFp16, kNeonBf16 };
 
-// The name of an instruction set as HANDHELD_ISA takes it: portable, avx2, avx512, avx512bf16, neon, neonbf16.
+// The name of an instruction set as HANDHELD_ISA takes it: portable, avx2, avx512, avx512bf16, neon, neonfp16, neonbf16.
 const char* name_of(Isa isa);
 
 // What this build has kernels for and this machine executes, slowest first. Never empty: portable is always there.

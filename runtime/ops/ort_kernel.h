@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "operands.h"
 #include "ort.h"
 
 namespace handheld {
@@ -41,15 +42,27 @@ inline T attribute(const Ort::ConstKernelInfo& info, const std::string& op, cons
   }
 }
 
-// A yes or no among the attributes, 0 or 1; where it is missing, no.
-inline bool flag(const Ort::ConstKernelInfo& info, const std::string& op, const char* name) {
-  std::int64_t value = 0;
-  if (OrtStatus* const missing = Ort::GetApi().KernelInfoGetAttribute_int64(info, name, &value)) {
-    Ort::GetApi().ReleaseStatus(missing);
-    return false;
+// The attribute 'operands': float32 where it is missing.
+inline Operands operands_of(const Ort::ConstKernelInfo& info, const std::string& op) {
+  std::string name = name_of(Operands::kFloat32);
+  try {
+    name = info.GetAttribute<std::string>("operands");
+  } catch (const Ort::Exception&) {
   }
-  if (value != 0 && value != 1) refuse(op + ": the attribute '" + name + "' must be 0 or 1, and is " + std::to_string(value));
-  return value == 1;
+  for (const Operands each : {Operands::kFloat32, Operands::kBfloat16, Operands::kFloat16}) {
+    if (name == name_of(each)) return each;
+  }
+  refuse(op + ": the attribute 'operands' must be float32, bfloat16 or float16, and is '" + name + "'");
+}
+
+// What products with these weights have: the type that they are stored in.
+inline Operands operands_of(const Ort::ConstValue& weights, const std::string& op) {
+  switch (weights.GetTensorTypeAndShapeInfo().GetElementType()) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return Operands::kFloat32;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return Operands::kBfloat16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return Operands::kFloat16;
+    default: refuse(op + ": the weights must be float32, bfloat16 or float16");
+  }
 }
 
 // Calls task(index) for every index below `count`, on the session's threads and in no order. A task must not throw.

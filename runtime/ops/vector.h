@@ -17,7 +17,9 @@ namespace handheld {
 namespace {
 
 // What each struct has: `lanes`; loads and stores of all lanes, or of the first `count` (the others read as `fill`, and are not
-// written); `load_first` and `load_second`, of as many pairs of bfloat16 numbers; `stream`, a store past the caches to an address aligned to the vector; arithmetic; `multiply_add(a, b, c)`, a * b + c;
+// written); `load_first` and `load_second`, of as many pairs of bfloat16 numbers; `round_half`, to the nearest float16, ties to even;
+// `halves(a, b)`, both so rounded and side by side in pairs of 16 bits, of which `first_half` and `second_half` make floats again;
+// `stream`, a store past the caches to an address aligned to the vector; arithmetic; `multiply_add(a, b, c)`, a * b + c;
 // `absolute`, the sign taken away, of what is not a number too;
 // `clamp`, into [low, high], what is not a number to low; `round`, to the nearest integer; `scale(v, n)`, v * 2^n for integral n in
 // [-252, 254], to infinity and to zero where that leaves the range, and not a number where v is none; `max(a, b)`, b where one is not a
@@ -50,6 +52,18 @@ struct PortableVector {
   }
   static Register load_second(const std::uint16_t* pairs) {
     return map([&](int i) { return float_of(pairs[2 * i + 1]); });
+  }
+  static Register halves(Register a, Register b) {
+    return map([&](int i) { return float_at(half_of(a.lane[i]) | static_cast<std::uint32_t>(half_of(b.lane[i])) << 16); });
+  }
+  static Register first_half(Register pairs) {
+    return map([&](int i) { return float_of_half(static_cast<std::uint16_t>(bits_of(pairs.lane[i]))); });
+  }
+  static Register second_half(Register pairs) {
+    return map([&](int i) { return float_of_half(static_cast<std::uint16_t>(bits_of(pairs.lane[i]) >> 16)); });
+  }
+  static Register round_half(Register v) {
+    return map([&](int i) { return float_of_half(half_of(v.lane[i])); });
   }
   static void store(float* to, Register v) {
     for (int i = 0; i < lanes; ++i) to[i] = v.lane[i];
@@ -111,17 +125,33 @@ struct PortableVector {
   }
 
  private:
-  static float float_of(std::uint16_t bfloat16) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(bfloat16) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof(result));
-    return result;
+  static std::uint32_t bits_of(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
   }
-  static float power_of_two(std::int32_t n) {
-    const std::int32_t bits = (n + 127) * (1 << 23);
-    float result;
-    std::memcpy(&result, &bits, sizeof(result));
-    return result;
+  static float float_at(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+  static float float_of(std::uint16_t bfloat16) { return float_at(static_cast<std::uint32_t>(bfloat16) << 16); }
+  static float power_of_two(std::int32_t n) { return float_at(static_cast<std::uint32_t>(n + 127) << 23); }
+
+  // float16: 5 bits of exponent, biased by 15 where a float's is by 127, and 10 of fraction
+  static std::uint16_t half_of(float value) {
+    const std::uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7e00);  // not a number
+    if (size >= 0x477ff000) return static_cast<std::uint16_t>(sign | 0x7c00);  // 65520 and more are infinity
+    if (size < 0x38800000) {  // a multiple of 2^-24: adding 2^23 of them leaves no digits after the point
+      return static_cast<std::uint16_t>(sign | (bits_of(float_at(size) * 16777216.0f + 8388608.0f) & 0xffff));
+    }
+    return static_cast<std::uint16_t>(sign | (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
+  }
+  static float float_of_half(std::uint16_t half) {
+    const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16, size = static_cast<std::uint32_t>(half & 0x7fff) << 13;
+    if (size >= 0x7c00u << 13) return float_at(sign | size | 0x7f800000);
+    return float_at(sign | bits_of(float_at(size) * power_of_two(112)));
   }
 };
 
@@ -142,6 +172,16 @@ struct Avx512Vector {
   static Register load_second(const std::uint16_t* pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(pairs), _mm512_set1_epi32(-65536)));
   }
+  static Register halves(Register a, Register b) {
+    const __m512i first = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    const __m512i second = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT));
+    return _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+  }
+  static Register first_half(Register pairs) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_castps_si512(pairs))); }
+  static Register second_half(Register pairs) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(pairs), 16)));
+  }
+  static Register round_half(Register v) { return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   static void store(float* to, Register v) { _mm512_storeu_ps(to, v); }
   static void store_part(float* to, Register v, int count) { _mm512_mask_storeu_ps(to, first(count), v); }
   static void stream(float* to, Register v) { _mm512_stream_ps(to, v); }
@@ -210,6 +250,14 @@ struct Avx2Vector {
   static Register load_second(const std::uint16_t* pairs) {
     return _mm256_castsi256_ps(_mm256_and_si256(load_pairs(pairs), _mm256_set1_epi32(-65536)));
   }
+  static Register halves(Register a, Register b) {
+    const __m256i first = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    const __m256i second = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT));
+    return _mm256_castsi256_ps(_mm256_or_si256(first, _mm256_slli_epi32(second, 16)));
+  }
+  static Register first_half(Register pairs) { return widen_lower(_mm256_and_si256(_mm256_castps_si256(pairs), _mm256_set1_epi32(0xffff))); }
+  static Register second_half(Register pairs) { return widen_lower(_mm256_srli_epi32(_mm256_castps_si256(pairs), 16)); }
+  static Register round_half(Register v) { return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   static void store(float* to, Register v) { _mm256_storeu_ps(to, v); }
   static void store_part(float* to, Register v, int count) { _mm256_maskstore_ps(to, first(count), v); }
   static void stream(float* to, Register v) { _mm256_stream_ps(to, v); }
@@ -256,6 +304,11 @@ struct Avx2Vector {
   }
 
  private:
+  // float16 numbers, each in the lower half of 32 bits
+  static Register widen_lower(__m256i v) {
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+  }
   static __m256i load_pairs(const std::uint16_t* pairs) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)); }
   static __m256 power_of_two(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
 };
@@ -277,6 +330,13 @@ struct NeonVector {
   static Register load_second(const std::uint16_t* pairs) {
     return vreinterpretq_f32_u32(vandq_u32(load_pairs(pairs), vdupq_n_u32(0xffff0000u)));
   }
+  static Register halves(Register a, Register b) {
+    const uint32x4_t first = vmovl_u16(vreinterpret_u16_f16(vcvt_f16_f32(a))), second = vshll_n_u16(vreinterpret_u16_f16(vcvt_f16_f32(b)), 16);
+    return vreinterpretq_f32_u32(vorrq_u32(first, second));
+  }
+  static Register first_half(Register pairs) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_f32(pairs)))); }
+  static Register second_half(Register pairs) { return vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(vreinterpretq_u32_f32(pairs), 16))); }
+  static Register round_half(Register v) { return vcvt_f32_f16(vcvt_f16_f32(v)); }
   static void store(float* to, Register v) { vst1q_f32(to, v); }
   static void store_part(float* to, Register v, int count) {
     float lane[lanes];

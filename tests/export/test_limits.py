@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from export.limits import A16W8, BLOCK_PEAK, CHANNEL_PEAK, DEEPEST, FP16, W4, W8, Limits, rounded_weights_db
+from export.limits import A16W8, BF16, BLOCK_PEAK, CHANNEL_PEAK, DEEPEST, FP16, HALF_PRODUCTS, W4, W8, Limits, rounded_weights_db
 from export.parity import check_component
 from graph_passes.passes.quantize_weights import best_scales, rounded
 from runtime.compare import snr_db
@@ -60,20 +60,23 @@ def test_the_largest_of_many_normal_weights(count: int, peak: float) -> None:
 
 
 def test_limits_are_stricter_with_more_bits_and_nothing_at_all_passes_none() -> None:
-    order = [Limits.of_precision(precision) for precision in ("w4", "w8", "a16w8", "fp16", "fp32")]
+    order = [Limits.of_precision(precision, "portable") for precision in ("w4", "w8", "a16w8", "fp16", "fp32")]
     assert order[:4] == [W4, W8, A16W8, FP16]
     for looser, stricter in pairwise(order):
         assert looser.component_snr_db < stricter.component_snr_db
         assert looser.step_snr_db < stricter.step_snr_db
     assert 0 < W4.component_snr_db < rounded_weights_db(4, BLOCK_PEAK, DEEPEST)
+    assert Limits.of_precision("fp16", "cpu") == HALF_PRODUCTS
+    assert BF16.component_snr_db < HALF_PRODUCTS.component_snr_db < FP16.component_snr_db
 
 
 @pytest.mark.parametrize(("component", "side", "precision", "asked"), [
     ("vae_decoder", 64, "fp32", 90.0), ("vae_decoder", 512, "fp32", 90.0), ("vae_encoder", 1024, "fp32", 70.0),
     ("unet", 1024, "fp32", 90.0), ("vae_decoder", 1024, "bf16", 30.0),
+    ("vae_decoder", 1024, "fp16", 40.0),
 ])
 def test_less_is_asked_of_a_vae_whose_norms_sum_large_pictures(component: str, side: int, precision: str, asked: float) -> None:
-    assert Limits.of_precision(precision).of_component(component, side * side) == asked
+    assert Limits.of_precision(precision, "cpu").of_component(component, side * side) == asked
 
 
 def test_the_picture_of_a_component_tells_what_is_asked() -> None:

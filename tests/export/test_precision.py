@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from export.twin import twin
 from export.weights import Checkpoint, open_checkpoint
 from graph_passes.passes.quantize_weights import FEWEST
 from graph_passes.passes.round_half import ROUND_HALF
+from graph_passes.pipelines import for_target
 from graph_passes.precision import lowered, stored_bits
 from graph_passes.step import run
 from runtime import pictures
@@ -44,21 +46,24 @@ ESTIMATE = {8: rounded_weights_db(8, CHANNEL_PEAK, BRANCHES) - ALLOWANCE_DB, 4: 
 GOOD = {"fp16": FP16.component_snr_db, "w8": ESTIMATE[8], "w4": ESTIMATE[4], "a16w8": A16W8.component_snr_db}
 
 
-def lowered_package(original: Path, folder: Path, precision: str) -> Package:
-    """A copy of the embedded model's package, with its decoder in another precision."""
+def lowered_package(original: Path, folder: Path, precision: str, target: str = "portable") -> Package:
+    """A copy of the embedded model's package, with its decoder in another precision, and for the target cpu with its custom ops."""
     copy = faults.copied(original, folder / precision)
     opened = Package.open(copy)
     model = ir.load(copy / COMPONENT / "model.onnx")
-    ranges = Measured([example_inputs(opened, COMPONENT, 64, 64)])
-    run(model, lowered(precision, "portable", ranges))
+    example = example_inputs(opened, COMPONENT, 64, 64)
+    if target == "portable":
+        run(model, lowered(precision, target, Measured([example])))
+    else:
+        run(model, for_target(target, precision=precision, at={name: array.shape for name, array in example.items()}))
     proto = ir.to_proto(model)
     faults.edit_graph(copy, COMPONENT, lambda graph: graph.CopyFrom(proto))
-    faults.edit_manifest(copy, lambda manifest: manifest.update(precision=precision))
+    faults.edit_manifest(copy, lambda manifest: manifest.update(precision=precision, target=target))
     return Package.open(copy)
 
 
 def checked(package: Package, expected: Arrays, inputs: Arrays) -> float:
-    limits = Limits.of_precision(package.manifest.precision)
+    limits = Limits.of_precision(package.manifest.precision, package.manifest.target)
     with Sessions(package, provider("cpu")) as sessions:
         return check_component(sessions, COMPONENT, inputs, expected, limits)["snr_db"]
 
@@ -123,6 +128,33 @@ def test_a_scale_that_is_too_large_closes_the_gate(
         checked(Package.open(package.path), expected, inputs)
 
 
+@pytest.mark.parametrize(("precision", "most"), [("bf16", 60), ("fp16", 80)])
+def test_products_of_16_bits_are_within_their_limits_and_a_wrong_weight_is_not(
+    precision: str, most: float, tiny_package: Path, tmp_path: Path, decoded: tuple[Arrays, Arrays]
+) -> None:
+    inputs, expected = decoded
+    package = lowered_package(tiny_package, tmp_path, precision, target="cpu")
+    limit = Limits.of_precision(precision, "cpu").component_snr_db
+    assert limit < checked(package, expected, inputs) < most
+
+    def change(factor: float) -> faults.Change:
+        def apply(model: onnx.ModelProto) -> None:
+            dtype = {"bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}[precision]
+            weight = max((each for each in model.graph.initializer if each.data_type == dtype), key=lambda each: math.prod(each.dims))
+            changed = ir.from_proto(weight).numpy() * np.array(factor, dtype.numpy())
+            weight.CopyFrom(ir.to_proto(ir.tensor(changed, dtype, name=weight.name)))
+
+        return apply
+
+    faults.edit_graph(package.path, COMPONENT, change(1.25))
+    with pytest.raises(CheckFailed, match=rf"'vae_decoder' differs from torch: its 'sample' has an SNR of .* dB where {limit:.0f} are"):
+        checked(Package.open(package.path), expected, inputs)
+    if precision == "fp16":
+        faults.edit_graph(package.path, COMPONENT, change(6e4))
+        with pytest.raises(CheckFailed, match="'vae_decoder' gives NaN or infinity in 'sample'"):
+            checked(Package.open(package.path), expected, inputs)
+
+
 def test_float16_is_rounded_at_further_sizes_too(
     tiny_package: Path, checkpoint: Checkpoint, decoder: Component, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,5 +211,5 @@ def test_an_export_in_float16_of_a_decoder_that_overflows(parts: dict[str, Any],
 
 
 def test_a_precision_that_a_target_does_not_have_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"The target 'cpu' does not have the precision 'a16w8': it has fp32, bf16."):
+    with pytest.raises(InputError, match=r"The target 'cpu' does not have the precision 'a16w8': it has fp32, bf16, fp16."):
         export(Request("tiny", tmp_path / "package", target="cpu", precision="a16w8"))

@@ -148,7 +148,7 @@ def test_a_wrong_scale_is_seen() -> None:
 
 
 def test_what_a_target_does_not_have_is_one_sentence() -> None:
-    for target, precision, has in (("cpu", "w8", "fp32, bf16"), ("nnapi", "fp16", "fp32"), ("coreml", "w4", "fp32, fp16")):
+    for target, precision, has in (("cpu", "w8", "fp32, bf16, fp16"), ("nnapi", "fp16", "fp32"), ("coreml", "w4", "fp32, fp16")):
         with pytest.raises(GraphError, match=f"The target '{target}' does not have the precision '{precision}': it has {has}."):
             for_target(target, precision=precision)
 

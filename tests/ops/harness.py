@@ -20,7 +20,7 @@ from ..architectures import Traced
 
 UNIT = 2.0**-23  # of the last place of a float32 of 1
 OPSETS = range(14, 24)  # that the bodies are written for
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "neon", "neonbf16")  # that kernels are written for
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "neon", "neonfp16", "neonbf16")  # that kernels are written for
 BFLOAT16_ISAS = ("avx512bf16", "neonbf16")  # whose products have bfloat16 operands; the others multiply floats
 Shape = tuple[int | str | None, ...] | None  # strings are dynamic dimensions, None is not known
 

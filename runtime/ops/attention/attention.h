@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "../cpu.h"
+#include "../operands.h"
 
 namespace handheld {
 
@@ -32,9 +33,12 @@ struct Attention {
 // Error against real arithmetic, with u = 2^-23, v the largest |v| of a head and s the largest scale * sum |q| |k| + |mask| of a query, where
 // the weight is not 0: at most u v (2 + s), for what was measured up to dim 512 and 4096 keys (at worst 0.6 of it).
 //
-// A kernel with products of bfloat16 numbers rounds scale * q, k, v and the weights to them, 2^-9 of their size each at most, and sums up
-// and takes the softmax in floats. Against attention of the rounded operands that is 2^-9 v more, for the weights; against that of
-// the operands themselves about 2^-8 v (1 + s).
+// A kernel with products of bfloat16 numbers rounds scale * q, k, v and the weights to them, and sums up and takes the softmax in floats.
+// Against attention of the rounded operands that was 2^-9 v more at most, for the weights; against that of the operands themselves it is
+// about 2^-8 v (1 + s).
+//
+// One with products of float16 numbers rounds the same to those, and sums some of the products up as such numbers (../float16.h): against
+// attention of the rounded operands the error is as above, with u = 2^-11. Scores beyond 65504 are infinite, and what they reach is no number.
 struct AttentionKernel {
   // Into how many pieces the work falls. They are independent of each other, so the caller deals them out to threads.
   std::int64_t (*pieces)(const Attention& task);
@@ -45,15 +49,17 @@ struct AttentionKernel {
   void (*run)(const Attention& task, std::int64_t piece, float* scratch);
 };
 
-// `bfloat16`: the products may be of bfloat16 numbers, and are where the machine multiplies them.
-AttentionKernel flash_attention_kernel(Isa isa, bool bfloat16);
+// `operands`: what those of the products may be. bfloat16 numbers they are where the machine multiplies them, float16 numbers everywhere.
+AttentionKernel flash_attention_kernel(Isa isa, Operands operands);
 AttentionKernel partial_softmax_attention_kernel(Isa isa);
 
-// One pair per instruction set, in attention_<isa>.cc, and those that multiply bfloat16 numbers.
+// One pair per instruction set, in attention_<isa>.cc, and those that multiply 16-bit numbers.
 extern const AttentionKernel flash_attention_portable, partial_softmax_attention_portable;
 extern const AttentionKernel flash_attention_avx2, partial_softmax_attention_avx2;
 extern const AttentionKernel flash_attention_avx512, partial_softmax_attention_avx512;
 extern const AttentionKernel flash_attention_neon, partial_softmax_attention_neon;
 extern const AttentionKernel flash_attention_avx512bf16, flash_attention_neonbf16;
+extern const AttentionKernel flash_attention_float16_portable, flash_attention_float16_avx2, flash_attention_float16_neon;
+extern const AttentionKernel flash_attention_neonfp16;
 
 }  // namespace handheld

@@ -49,17 +49,19 @@ int main(int count, char** arguments) {
     std::vector<float> y(q.size());
     const Attention task{q.data(), k.data(), v.data(), nullptr, y.data(), 1, layer.heads, layer.queries, layer.keys, layer.dim,
                          1 / std::sqrt(static_cast<float>(layer.dim)), 0, 0, 0, 0};
-    const testing::Expected of_floats = testing::expected_query(task, 0, 0, 5), of_rounded = testing::expected_query(testing::Rounded(task).task, 0, 0, 5, /*rounds_weights=*/true);
+    const testing::Expected of_floats = testing::expected_query(task, 0, 0, 5), of_bfloat16 = testing::expected_query(testing::Rounded(task, Operands::kBfloat16).task, 0, 0, 5, Operands::kBfloat16),
+                            of_float16 = testing::expected_query(testing::Rounded(task, Operands::kFloat16).task, 0, 0, 5, Operands::kFloat16);
     for (const Isa isa : available_isas()) {
       struct Variant {
         const char* name;
         AttentionKernel kernel;
-        bool rounds = false;
+        const testing::Expected& expected;
       };
-      std::vector<Variant> variants = {{"flash", flash_attention_kernel(isa, false)}, {"partial softmax", partial_softmax_attention_kernel(isa)}};
-      if (isa == Isa::kAvx512Bf16 || isa == Isa::kNeonBf16) variants.push_back({"flash, bfloat16", flash_attention_kernel(isa, true), true});
-      for (const auto& [name, kernel, rounds] : variants) {
-        const testing::Expected& expected = rounds ? of_rounded : of_floats;
+      std::vector<Variant> variants = {{"flash", flash_attention_kernel(isa, Operands::kFloat32), of_floats},
+                                       {"partial softmax", partial_softmax_attention_kernel(isa), of_floats}};
+      if (isa == Isa::kAvx512Bf16 || isa == Isa::kNeonBf16) variants.push_back({"flash, bfloat16", flash_attention_kernel(isa, Operands::kBfloat16), of_bfloat16});
+      if (isa == Isa::kNeonFp16 || isa == Isa::kNeonBf16) variants.push_back({"flash, float16", flash_attention_kernel(isa, Operands::kFloat16), of_float16});
+      for (const auto& [name, kernel, expected] : variants) {
         double best = INFINITY, total = 0;
         for (int repeat = 0; repeat < 7 && total < 1500; ++repeat) {
           const auto start = std::chrono::steady_clock::now();

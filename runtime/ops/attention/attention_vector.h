@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../bfloat16.h"
+#include "../float16.h"
 #include "../vector_math.h"
 #include "attention.h"
 
@@ -59,16 +60,16 @@ struct Floats {
   }
 };
 
-// Products of pairs of bfloat16 numbers; B is one of ../bfloat16.h.
-template <typename B>
+// Products of pairs of 16-bit numbers; N is one of ../bfloat16.h or ../float16.h.
+template <typename N>
 struct Pairs {
-  using Bfloats = B;
-  using Vector = typename B::Vector;
-  using Register = typename B::Register;
+  using Narrow = N;
+  using Vector = typename N::Vector;
+  using Register = typename N::Register;
   static constexpr int depth = 2, lanes = Vector::lanes;
 
-  static Register join(const Register (&factors)[2]) { return B::pair(factors[0], factors[1]); }
-  static Register multiply_add(Register a, Register b, Register c) { return B::multiply_add(a, b, c); }
+  static Register join(const Register (&factors)[2]) { return N::pair(factors[0], factors[1]); }
+  static Register multiply_add(Register a, Register b, Register c) { return N::multiply_add(a, b, c); }
 
   // k [kKeyBlock][k_stride] and v [kKeyBlock / 2][v_stride], whole registers.
   static constexpr std::int64_t k_stride(std::int64_t dim) { return (dim + 2 * lanes - 1) / (2 * lanes) * lanes; }
@@ -86,14 +87,14 @@ struct Pairs {
     for (std::int64_t i = 0; i < keys; ++i) {
       const float* const from = head.k + (key + i) * head.width;
       for (std::int64_t at = 0; at < task.dim; at += 2 * lanes) {
-        Vector::store(memory + i * block.k_stride + at / 2, B::narrow(load(from + at, task.dim - at), load(from + at + lanes, task.dim - at - lanes)));
+        Vector::store(memory + i * block.k_stride + at / 2, N::narrow(load(from + at, task.dim - at), load(from + at + lanes, task.dim - at - lanes)));
       }
     }
     for (std::int64_t i = 0; i < keys; i += 2) {
       const float* const from = head.v + (key + i) * head.width;
       for (std::int64_t at = 0; at < task.dim; at += lanes) {
         const std::int64_t count = task.dim - at;
-        Vector::store(v + i / 2 * block.v_stride + at, B::pair(load(from + at, count), load(from + head.width + at, i + 1 < keys ? count : 0)));
+        Vector::store(v + i / 2 * block.v_stride + at, N::pair(load(from + at, count), load(from + head.width + at, i + 1 < keys ? count : 0)));
       }
     }
     return block;
@@ -168,17 +169,18 @@ struct Tile {
   template <int kCount>
   static void multiply(Register (&sums)[kCount][kColumns], const float* a, std::int64_t row_stride, std::int64_t step_stride, const float* b,
                        std::int64_t steps) {
-    if constexpr (requires { requires P::Bfloats::in_squares; }) {
+    if constexpr (requires { requires P::Narrow::has_own_loop; }) {
       const auto columns = [b](std::int64_t step, int i) { return b + step * kWidth + i * V::lanes; };
-      return P::Bfloats::add_products(sums, a, row_stride, step_stride, columns, steps, [](std::int64_t) {});
-    }
-    for (std::int64_t step = 0; step < steps; ++step, a += step_stride, b += kWidth) {
-      Register vectors[kColumns];
-      for (int column = 0; column < kColumns; ++column) vectors[column] = V::load(b + column * V::lanes);
-      for (int row = 0; row < kCount; ++row) {
-        const Register element = V::broadcast(a[row * row_stride]);
-        for (int column = 0; column < kColumns; ++column) {
-          sums[row][column] = P::multiply_add(element, vectors[column], sums[row][column]);
+      P::Narrow::add_products(sums, a, row_stride, step_stride, columns, steps, [](std::int64_t) {});
+    } else {
+      for (std::int64_t step = 0; step < steps; ++step, a += step_stride, b += kWidth) {
+        Register vectors[kColumns];
+        for (int column = 0; column < kColumns; ++column) vectors[column] = V::load(b + column * V::lanes);
+        for (int row = 0; row < kCount; ++row) {
+          const Register element = V::broadcast(a[row * row_stride]);
+          for (int column = 0; column < kColumns; ++column) {
+            sums[row][column] = P::multiply_add(element, vectors[column], sums[row][column]);
+          }
         }
       }
     }

@@ -17,12 +17,13 @@ struct Expected {
   double allowed;         // how far a kernel may be from each of them
 };
 
-// A task with the operands that products of bfloat16 numbers have: scale * q, k and v rounded.
+// A task with the operands that products of 16-bit numbers have: scale * q, k and v rounded.
 struct Rounded {
-  explicit Rounded(const Attention& of) : task(of) {
-    const auto round = [](const float* from, std::int64_t count, float scale) {
+  Rounded(const Attention& of, Operands operands) : task(of) {
+    if (operands == Operands::kFloat32) return;
+    const auto round = [operands](const float* from, std::int64_t count, float scale) {
       std::vector<float> result(from, from + count);
-      for (float& value : result) value = float_of(bfloat16_of(value * scale));
+      for (float& value : result) value = rounded(value * scale, operands);
       return result;
     };
     const std::int64_t width = of.batch * of.heads * of.dim;
@@ -38,9 +39,11 @@ struct Rounded {
   Attention task;
 };
 
-// What one query of one head gets, and the error that attention.h allows. `rounds_weights`: to a kernel that makes them bfloat16.
-inline Expected expected_query(const Attention& task, std::int64_t image, std::int64_t head, std::int64_t query, bool rounds_weights = false) {
-  constexpr double kUnit = 1.0 / (1 << 23);
+// What one query of one head gets, and the error that attention.h allows. `operands`: of the kernel, which
+// rounds the weights to them too; those of the task are as `Rounded` makes them.
+inline Expected expected_query(const Attention& task, std::int64_t image, std::int64_t head, std::int64_t query,
+                               Operands operands = Operands::kFloat32) {
+  const double unit = operands == Operands::kFloat16 ? 1.0 / (1 << 11) : 1.0 / (1 << 23);
   const std::int64_t width = task.heads * task.dim;
   const float* const q = task.q + (image * task.queries + query) * width + head * task.dim;
   const auto row = [&](const float* of, std::int64_t key) { return of + (image * task.keys + key) * width + head * task.dim; };
@@ -78,7 +81,7 @@ inline Expected expected_query(const Attention& task, std::int64_t image, std::i
     if (term > 0) largest_score = std::max(largest_score, magnitudes[static_cast<std::size_t>(key)]);
   }
   for (double& each : expected.y) each /= sum;
-  expected.allowed = largest_value * (kUnit * (kOwnError + kScoreError * largest_score) + (rounds_weights ? kWeightError : 0));
+  expected.allowed = largest_value * (unit * (kOwnError + kScoreError * largest_score) + (operands == Operands::kBfloat16 ? kWeightError : 0));
   return expected;
 }
 

@@ -96,7 +96,7 @@ struct Op : Operator<Op, Kernel> {
 
 Kernel::Kernel(const OrtKernelInfo* raw, const Op& op) : name_(op.GetName()) {
   const Ort::ConstKernelInfo info(raw);
-  kernel_ = op.flash ? flash_attention_kernel(selected_isa(), flag(info, name_, "bfloat16")) : partial_softmax_attention_kernel(selected_isa());
+  kernel_ = op.flash ? flash_attention_kernel(selected_isa(), operands_of(info, name_)) : partial_softmax_attention_kernel(selected_isa());
   heads_ = attribute<std::int64_t>(info, name_, "heads");
   scale_ = attribute<float>(info, name_, "scale");
   if (heads_ < 1) refuse(name_ + ": the attribute 'heads' must be 1 or more, and is " + std::to_string(heads_));

@@ -10,6 +10,7 @@ GeluKernels gelu_kernels(Isa isa) {
     case Isa::kAvx512Bf16: return gelu_avx512;
 #elif defined(HANDHELD_ARM64)
     case Isa::kNeon:
+    case Isa::kNeonFp16:
     case Isa::kNeonBf16: return gelu_neon;
 #endif
     default: return gelu_portable;

@@ -10,6 +10,7 @@ GroupNormKernel group_norm_kernel(Isa isa) {
     case Isa::kAvx512Bf16: return group_norm_avx512;
 #elif defined(HANDHELD_ARM64)
     case Isa::kNeon:
+    case Isa::kNeonFp16:
     case Isa::kNeonBf16: return group_norm_neon;
 #endif
     default: return group_norm_portable;

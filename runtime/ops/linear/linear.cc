@@ -10,6 +10,7 @@ LinearKernels linear_kernels(Isa isa) {
     case Isa::kAvx512Bf16: return linear_avx512bf16;
 #elif defined(HANDHELD_ARM64)
     case Isa::kNeon: return linear_neon;
+    case Isa::kNeonFp16: return linear_neonfp16;
     case Isa::kNeonBf16: return linear_neonbf16;
 #endif
     default: return linear_portable;

@@ -2,7 +2,11 @@
 
 namespace handheld {
 
-const LinearKernels linear_avx2 = {linear<Floats<Avx2Vector>, 6, 1>, linear<WidenedPairs<Avx2Vector>, 6, 1>, nullptr, 1,
-                                   pack<Avx2Vector>, nullptr};
+constinit const LinearKernels linear_avx2 = {
+    of_floats<Floats<Avx2Vector>, 6, 1>(),
+    of_floats<WidenedPairs<Avx2Vector>, 6, 1>(),
+    of_pairs<EmulatedHalves<Avx2Vector>, 2, 1>(),
+    1,
+};
 
 }  // namespace handheld

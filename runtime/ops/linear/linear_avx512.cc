@@ -2,7 +2,11 @@
 
 namespace handheld {
 
-const LinearKernels linear_avx512 = {linear<Floats<Avx512Vector>, 6, 4>, linear<WidenedPairs<Avx512Vector>, 6, 4>, nullptr, 4,
-                                     pack<Avx512Vector>, nullptr};
+constinit const LinearKernels linear_avx512 = {
+    of_floats<Floats<Avx512Vector>, 6, 4>(),
+    of_floats<WidenedPairs<Avx512Vector>, 6, 4>(),
+    of_pairs<EmulatedHalves<Avx512Vector>, 2, 1>(),
+    4,
+};
 
 }  // namespace handheld

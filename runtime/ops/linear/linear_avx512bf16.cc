@@ -2,7 +2,11 @@
 
 namespace handheld {
 
-const LinearKernels linear_avx512bf16 = {linear<Floats<Avx512Vector>, 6, 4>, linear<Pairs<Avx512Bfloats>, 6, 4>, round_rows<Avx512Bfloats>, 4,
-                                       pack<Avx512Vector>, pack_pairs<Avx512Bfloats>};
+constinit const LinearKernels linear_avx512bf16 = {
+    of_floats<Floats<Avx512Vector>, 6, 4>(),
+    of_pairs<Avx512Bfloats, 6, 4>(),
+    of_pairs<EmulatedHalves<Avx512Vector>, 2, 1>(),
+    4,
+};
 
 }  // namespace handheld

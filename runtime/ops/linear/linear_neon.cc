@@ -2,7 +2,11 @@
 
 namespace handheld {
 
-const LinearKernels linear_neon = {linear<Floats<NeonVector>, 6, 1>, linear<WidenedPairs<NeonVector>, 6, 1>, nullptr, 1,
-                                   pack<NeonVector>, nullptr};
+constinit const LinearKernels linear_neon = {
+    of_floats<Floats<NeonVector>, 6, 1>(),
+    of_floats<WidenedPairs<NeonVector>, 6, 1>(),
+    of_pairs<EmulatedHalves<NeonVector>, 2, 1>(),
+    1,
+};
 
 }  // namespace handheld

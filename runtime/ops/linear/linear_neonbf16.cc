@@ -2,7 +2,11 @@
 
 namespace handheld {
 
-const LinearKernels linear_neonbf16 = {linear<Floats<NeonVector>, 6, 1>, linear<Pairs<NeonBfloats>, 6, 1>, round_rows<NeonBfloats>, 1,
-                                       pack<NeonVector>, pack_pairs<NeonBfloats>};
+constinit const LinearKernels linear_neonbf16 = {
+    of_floats<Floats<NeonVector>, 6, 1>(),
+    of_pairs<NeonBfloats, 6, 1>(),
+    of_pairs<NeonHalves, 6, 1>(),
+    1,
+};
 
 }  // namespace handheld

@@ -2,7 +2,11 @@
 
 namespace handheld {
 
-const LinearKernels linear_portable = {linear<Floats<PortableVector>, 2, 1>, linear<WidenedPairs<PortableVector>, 2, 1>, nullptr, 1,
-                                       pack<PortableVector>, nullptr};
+constinit const LinearKernels linear_portable = {
+    of_floats<Floats<PortableVector>, 2, 1>(),
+    of_floats<WidenedPairs<PortableVector>, 2, 1>(),
+    of_pairs<EmulatedHalves<PortableVector>, 2, 1>(),
+    1,
+};
 
 }  // namespace handheld

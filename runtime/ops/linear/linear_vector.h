@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../bfloat16.h"
+#include "../float16.h"
 #include "../vector_math.h"
 #include "linear.h"
 
@@ -15,7 +16,7 @@ namespace {
 constexpr std::int64_t kDepthBlock = 1280;  // of 64 columns that is 320 KiB: it leaves room in a second-level cache of 512 KiB
 constexpr std::int64_t kFetchSteps = 16;    // as far ahead weights are fetched into the first-level cache
 constexpr std::int64_t kRowsAhead = 4;      // as far ahead pictures are fetched
-constexpr std::int64_t kLine = 64;          // bytes of a cache line, and of one step of a panel: 16 floats, or 16 pairs of bfloat16 numbers
+constexpr std::int64_t kLine = 64;          // bytes of a cache line, and of one step of a panel: 16 floats, or 16 pairs of 16-bit numbers
 
 // What the tiles are templates over: how a step of the depth loads weights and activations and adds their products to the sums. A step
 // takes `depth` values of the depth, in `parts` products: activations in pairs (depth 2, parts 1) are padded to whole steps, others not.
@@ -41,12 +42,12 @@ struct WidenedPairs : V {
   static typename V::Register activation(const float* x, int part) { return V::broadcast(x[part]); }
 };
 
-// Products of pairs of bfloat16 numbers; B is one of ../bfloat16.h.
-template <typename B>
-struct Pairs : B::Vector {
-  using Bfloats = B;
-  using Vector = typename B::Vector;
-  using Register = typename B::Register;
+// Products of pairs of 16-bit numbers; N is one of ../bfloat16.h or ../float16.h.
+template <typename N>
+struct Pairs : N::Vector {
+  using Narrow = N;
+  using Vector = typename N::Vector;
+  using Register = typename N::Register;
   using Weight = std::uint16_t;
   using Activation = std::uint16_t;
   static constexpr int depth = 2, parts = 1;
@@ -56,7 +57,7 @@ struct Pairs : B::Vector {
     std::memcpy(&pair, x, sizeof(pair));
     return Vector::broadcast(pair);
   }
-  static Register multiply_add(Register x, Register weights, Register sum) { return B::multiply_add(x, weights, sum); }
+  static Register multiply_add(Register x, Register weights, Register sum) { return N::multiply_add(x, weights, sum); }
 };
 
 // What a tile fetches into the second-level cache while it computes: `each` lines in every eighth step.
@@ -98,11 +99,10 @@ inline __attribute__((always_inline)) void add_products(Sums<P, kRows, kPanels *
                                                         const typename P::Activation* x, std::int64_t stride,
                                                         const typename P::Weight* const (&panels)[kPanels], std::int64_t depth, Fetch fetch) {
   const std::int64_t steps = P::parts == P::depth ? depth / P::depth : (depth + 1) / 2;
-  std::int64_t step = 0;
   const auto fetch_some = [&] {
     for (std::int64_t i = 0; i < fetch.each; ++i, fetch.at += kLine) __builtin_prefetch(fetch.at, 0, 2);
   };
-  if constexpr (requires { requires P::Bfloats::in_squares; }) {
+  if constexpr (requires { requires P::Narrow::has_own_loop; }) {
     const auto columns = [&](std::int64_t step, int i) {
       return reinterpret_cast<const float*>(panels[i * P::lanes / kPanelColumns]) + step * kPanelColumns + i * P::lanes % kPanelColumns;
     };
@@ -110,15 +110,17 @@ inline __attribute__((always_inline)) void add_products(Sums<P, kRows, kPanels *
       for (int panel = 0; panel < kPanels; ++panel) __builtin_prefetch(columns(step + kFetchSteps, panel * kPanelColumns / P::lanes));
       if (step % 8 == 0) fetch_some();
     };
-    return P::Bfloats::add_products(sums, reinterpret_cast<const float*>(x), stride / 2, 1, columns, steps, ahead);
-  }
-  for (; step + 8 <= steps; step += 8) {
-    fetch_some();
+    P::Narrow::add_products(sums, reinterpret_cast<const float*>(x), stride / 2, 1, columns, steps, ahead);
+  } else {
+    std::int64_t step = 0;
+    for (; step + 8 <= steps; step += 8) {
+      fetch_some();
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) add_step<P, kRows, kPanels, P::parts>(sums, x, stride, panels, step + i);
+      for (int i = 0; i < 8; ++i) add_step<P, kRows, kPanels, P::parts>(sums, x, stride, panels, step + i);
+    }
+    for (; step < steps; ++step) add_step<P, kRows, kPanels, P::parts>(sums, x, stride, panels, step);
+    if (P::parts > 1 && depth % P::depth != 0) add_step<P, kRows, kPanels, 1>(sums, x, stride, panels, steps);
   }
-  for (; step < steps; ++step) add_step<P, kRows, kPanels, P::parts>(sums, x, stride, panels, step);
-  if (P::parts > 1 && depth % P::depth != 0) add_step<P, kRows, kPanels, 1>(sums, x, stride, panels, steps);
 }
 
 template <typename P>
@@ -281,14 +283,14 @@ void linear(const Linear& task, const LinearBlock& block) {
   }
 }
 
-// To the nearest bfloat16, ties to even; a row of odd depth ends with a zero.
-template <typename B>
+// Rows as pairs; one of odd depth ends with a zero.
+template <typename N>
 void round_rows(const float* x, std::uint16_t* to, std::int64_t rows, std::int64_t depth) {
-  using V = typename B::Vector;
+  using V = typename N::Vector;
   const std::int64_t stride = depth + depth % 2;
   for (std::int64_t row = 0; row < rows; ++row, x += depth, to += stride) {
     for (std::int64_t k = 0; k < stride; k += 2 * V::lanes) {
-      const auto rounded = B::narrow(load_some<V>(x + k, depth - k), load_some<V>(x + k + V::lanes, depth - k - V::lanes));
+      const auto rounded = N::narrow(load_some<V>(x + k, depth - k), load_some<V>(x + k + V::lanes, depth - k - V::lanes));
       store_some<V>(reinterpret_cast<float*>(to + k), rounded, (stride - k) / 2);
     }
   }
@@ -296,21 +298,21 @@ void round_rows(const float* x, std::uint16_t* to, std::int64_t rows, std::int64
 
 // Rows of x are read one after the other, each into all panels, and the next ones fetched: a row of a picture's pixels is far from the next.
 template <typename V>
-void pack(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, float* to) {
+void pack(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, void* to) {
   for (std::int64_t k = 0; k < depth; ++k, x += stride) {
     const std::int64_t ahead = k + kRowsAhead < depth ? kRowsAhead * stride : 0;
     for (std::int64_t column = 0; column < columns; column += kPanelColumns) {
       __builtin_prefetch(x + ahead + column);
-      float* const step = to + (column / kPanelColumns * depth + k) * kPanelColumns;
+      float* const step = static_cast<float*>(to) + (column / kPanelColumns * depth + k) * kPanelColumns;
       for (int i = 0; i < kPanelColumns; i += V::lanes) V::store(step + i, load_some<V>(x + column + i, columns - column - i));
     }
   }
 }
 
 // The rows of a pair rounded, and their numbers side by side. The last row of an odd number is paired with zeros.
-template <typename B>
-void pack_pairs(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, std::uint16_t* to) {
-  using V = typename B::Vector;
+template <typename N>
+void pack_pairs(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, void* to) {
+  using V = typename N::Vector;
   const std::int64_t steps = (depth + 1) / 2;
   for (std::int64_t step = 0; step < steps; ++step, x += 2 * stride) {
     const bool both = 2 * step + 1 < depth;
@@ -320,13 +322,25 @@ void pack_pairs(const float* x, std::int64_t stride, std::int64_t depth, std::in
       const float* const second = both ? first + stride : first;
       __builtin_prefetch(first + ahead);
       __builtin_prefetch(second + ahead);
-      float* const pairs = reinterpret_cast<float*>(to) + (column / kPanelColumns * steps + step) * kPanelColumns;
+      float* const pairs = static_cast<float*>(to) + (column / kPanelColumns * steps + step) * kPanelColumns;
       for (int i = 0; i < kPanelColumns; i += V::lanes) {
         const std::int64_t left = columns - column - i;
-        V::store(pairs + i, B::pair(load_some<V>(first + i, left), both ? load_some<V>(second + i, left) : V::broadcast(0.0f)));
+        V::store(pairs + i, N::pair(load_some<V>(first + i, left), both ? load_some<V>(second + i, left) : V::broadcast(0.0f)));
       }
     }
   }
+}
+
+// The kernel of floats, or of 16-bit weights made floats.
+template <typename P, int kRows, int kPanels>
+constexpr LinearKernel of_floats() {
+  return {linear<P, kRows, kPanels>, nullptr, P::depth == 1 ? pack<typename P::Vector> : nullptr};
+}
+
+// That of pairs of 16-bit numbers.
+template <typename N, int kRows, int kPanels>
+constexpr LinearKernel of_pairs() {
+  return {linear<Pairs<N>, kRows, kPanels>, round_rows<N>, pack_pairs<N>};
 }
 
 }  // namespace

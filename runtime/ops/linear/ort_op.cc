@@ -33,7 +33,7 @@ class Kernel {
     }
     std::int64_t rows = 1;
     for (std::size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
-    const bool bfloat16 = check_weights(weights, depth);
+    const LinearKernel& kernel = kernels_.of(check_weights(weights, depth));
     check_shape(bias, "bias", {columns_});
     shape.back() = columns_;
     const float* residual = nullptr;
@@ -47,7 +47,7 @@ class Kernel {
     if (rows == 0) return;
 
     Linear task{x.GetTensorData<float>(), nullptr, weights.GetTensorRawData(), bias.GetTensorData<float>(), residual, y, rows, depth, columns_, form_};
-    if (!bfloat16 || kernels_.round == nullptr) return multiply(context, task, bfloat16 ? kernels_.bfloat16 : kernels_.float32);
+    if (kernel.round == nullptr) return multiply(context, task, kernel);
 
     const std::int64_t stride = depth + depth % 2;
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -56,7 +56,7 @@ class Kernel {
     auto* const rounded = static_cast<std::uint16_t*>(allocation.get());
     const auto round = [&](std::int64_t i) {
       const std::int64_t row = i * kRoundedRows;
-      kernels_.round(task.x + row * depth, rounded + row * stride, std::min(kRoundedRows, rows - row), depth);
+      kernel.round(task.x + row * depth, rounded + row * stride, std::min(kRoundedRows, rows - row), depth);
     };
     if (rows <= kRoundedRows) {
       round(0);
@@ -64,12 +64,12 @@ class Kernel {
       parallel_for(context, blocks_of(rows, kRoundedRows), round);
     }
     task.rounded = rounded;
-    multiply(context, task, kernels_.bfloat16);
+    multiply(context, task, kernel);
   }
 
  private:
   // Blocks follow each other along the panels: the rows of x that threads share stay in their caches.
-  void multiply(const Ort::KernelContext& context, const Linear& task, decltype(LinearKernels::float32) kernel) const {
+  void multiply(const Ort::KernelContext& context, const Linear& task, const LinearKernel& kernel) const {
     const std::int64_t columns = form_ == LinearForm::kGeglu ? columns_ / 2 : columns_;
     const std::int64_t panels = blocks_of(columns, kPanelColumns);
     const std::int64_t group = form_ == LinearForm::kGeglu ? std::max<std::int64_t>(1, kernels_.panels / 2) : kernels_.panels;
@@ -82,20 +82,17 @@ class Kernel {
     const std::int64_t panel_blocks = blocks_of(panels, width);
     parallel_for(context, row_blocks * panel_blocks, [&](std::int64_t i) {
       const std::int64_t row = i / panel_blocks * height, panel = i % panel_blocks * width;
-      kernel(task, {row, std::min(row + height, task.rows), panel, std::min(panel + width, panels)});
+      kernel.multiply(task, {row, std::min(row + height, task.rows), panel, std::min(panel + width, panels)});
     });
   }
 
-  // Whether the weights are bfloat16.
-  bool check_weights(const Ort::ConstValue& weights, std::int64_t depth) const {
-    const auto info = weights.GetTensorTypeAndShapeInfo();
-    const ONNXTensorElementDataType type = info.GetElementType();
-    const bool bfloat16 = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-    if (!bfloat16 && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) refuse(name_ + ": the weights are neither float32 nor bfloat16");
-    const std::int64_t together = bfloat16 ? 2 : 1;
+  // What the weights are.
+  Operands check_weights(const Ort::ConstValue& weights, std::int64_t depth) const {
+    const Operands type = operands_of(weights, name_);
+    const std::int64_t together = type == Operands::kFloat32 ? 1 : 2;
     const std::vector<std::int64_t> expected = {blocks_of(columns_, kPanelColumns), blocks_of(depth, together), kPanelColumns, together};
     check_shape(weights, "weights", expected);
-    return bfloat16;
+    return type;
   }
 
   void check_shape(const Ort::ConstValue& value, const char* what, const std::vector<std::int64_t>& expected) const {

@@ -35,7 +35,7 @@ class Kernel {
     if (shape.size() != 4) refuse(name_ + ": the input has shape " + text_of(shape) + ", and must be [batch, channels, height, width]");
     const std::int64_t batch = shape[0], depth = shape[1], pixels = shape[2] * shape[3];
     const std::vector<std::int64_t> matrix = weights.GetTensorTypeAndShapeInfo().GetShape();
-    const bool bfloat16 = check_weights(weights, depth);
+    const Operands operands = check_weights(weights, depth);
     const std::int64_t channels_out = matrix[0];
     const std::vector<std::int64_t> output = {batch, channels_out, shape[2], shape[3]};
     const float* const bias = checked(context, 2, "bias", {channels_out});
@@ -43,7 +43,8 @@ class Kernel {
     float* const y = Ort::KernelContext(context).GetOutput(0, output).GetTensorMutableData<float>();
     if (batch * pixels == 0) return;
 
-    const bool pairs = bfloat16 && kernels_.pack_rounded != nullptr;  // else bfloat16 weights are made floats, which is exact
+    const bool pairs = kernels_.of(operands).round != nullptr;  // else bfloat16 weights are made floats, which is exact
+    const LinearKernel& kernel = pairs ? kernels_.of(operands) : kernels_.float32;
     const std::int64_t group = kernels_.panels * kPanelColumns, bytes = pairs ? sizeof(std::uint16_t) : sizeof(float);
     const std::int64_t width = std::clamp(kPackedBytes / (std::max<std::int64_t>(depth, 1) * bytes) / group, std::int64_t{1}, divide_up(std::min(pixels, kMostPixels), group)) * group;
     const std::int64_t columns = divide_up(pixels, width);
@@ -54,7 +55,7 @@ class Kernel {
     const std::int64_t count = batch * columns * rows;
     const std::int64_t workers = std::min<std::int64_t>(count, std::max(1u, std::thread::hardware_concurrency()));
     const std::int64_t block_bytes = divide_up(depth, 2) * 2 * width * bytes;
-    const std::int64_t wide_bytes = bfloat16 && !pairs ? divide_up(channels_out * depth * static_cast<std::int64_t>(sizeof(float)), kAlign) * kAlign : 0;
+    const std::int64_t wide_bytes = operands != Operands::kFloat32 && !pairs ? divide_up(channels_out * depth * static_cast<std::int64_t>(sizeof(float)), kAlign) * kAlign : 0;
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::Allocator allocator = context.GetAllocator(*static_cast<const OrtMemoryInfo*>(memory));
     Ort::MemoryAllocation allocation = allocator.GetAllocation(static_cast<std::size_t>(wide_bytes + workers * block_bytes + kAlign));
@@ -75,13 +76,8 @@ class Kernel {
       task.stride = pixels;
       const LinearBlock block{row, last, 0, divide_up(size, kPanelColumns)};
       if (row >= last) return;
-      if (pairs) {
-        kernels_.pack_rounded(from, pixels, depth, size, static_cast<std::uint16_t*>(packed));
-        kernels_.bfloat16(task, block);
-      } else {
-        kernels_.pack(from, pixels, depth, size, static_cast<float*>(packed));
-        kernels_.float32(task, block);
-      }
+      kernel.pack(from, pixels, depth, size, packed);
+      kernel.multiply(task, block);
     };
     std::atomic<std::int64_t> next{0};
     parallel_for(context, workers, [&](std::int64_t worker) {
@@ -98,18 +94,17 @@ class Kernel {
     }
   }
 
-  // Whether the weights are bfloat16; refuses what does not fit the input.
-  bool check_weights(const Ort::ConstValue& weights, std::int64_t channels) const {
-    const Ort::TensorTypeAndShapeInfo info = weights.GetTensorTypeAndShapeInfo();
-    const std::vector<std::int64_t> shape = info.GetShape();
+  // What the weights are; refuses what does not fit the input.
+  Operands check_weights(const Ort::ConstValue& weights, std::int64_t channels) const {
+    const std::vector<std::int64_t> shape = weights.GetTensorTypeAndShapeInfo().GetShape();
     if (shape.size() != 4 || shape[1] != channels || shape[2] != 1 || shape[3] != 1) {
       refuse(name_ + ": the shape of the weights is " + text_of(shape) + ", and must be [channels out, " + std::to_string(channels) + ", 1, 1]");
     }
-    const ONNXTensorElementDataType type = info.GetElementType();
-    const bool bfloat16 = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
-    if (!bfloat16 && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) refuse(name_ + ": the weights are neither float32 nor bfloat16");
-    if (bfloat16 && channels % 2 != 0) refuse(name_ + ": bfloat16 weights take an even number of channels, and there are " + std::to_string(channels));
-    return bfloat16;
+    const Operands operands = operands_of(weights, name_);
+    if (operands != Operands::kFloat32 && channels % 2 != 0) {
+      refuse(name_ + ": " + name_of(operands) + " weights take an even number of channels, and there are " + std::to_string(channels));
+    }
+    return operands;
   }
 
   const float* checked(const Ort::KernelContext& context, std::size_t index, const char* what, const std::vector<std::int64_t>& expected) const {

@@ -4,7 +4,7 @@
 //   transformed input  V of a block: [alpha^2 planes][depth][lanes of the block], 64 bytes between planes
 //   products           M of some panels of a block: [alpha^2 planes][channels][lanes of the block], 64 bytes between planes
 // The bytes between planes keep planes from starting in the same set of a cache. Depth is the number of input channels, or of their pairs
-// where products are of pairs of bfloat16 numbers.
+// where products are of pairs of 16-bit numbers.
 #pragma once
 
 #include <cstdint>
@@ -24,15 +24,16 @@ struct TileBlock {
 };
 
 struct WinogradKernel {
-  bool pairs;  // V holds pairs of bfloat16 numbers, a pair in the place of a float
+  bool pairs;  // V holds pairs of 16-bit numbers, a pair in the place of a float
   // V of the depth indices in [begin, end)
   void (*transform)(const WinogradConv& task, const TileBlock& block, std::int64_t begin, std::int64_t end, float* v);
   // y of the output channels of the panels in [begin, end); m holds M of as many panels
   void (*multiply)(const WinogradConv& task, const TileBlock& block, std::int64_t begin, std::int64_t end, const float* v, float* m);
 };
 
-// One per instruction set, in winograd_conv_<isa>.cc; the last two are for bfloat16 weights only.
+// One per instruction set, in winograd_conv_<isa>.cc; then those for bfloat16 weights only, and for float16 weights only.
 extern const WinogradKernel winograd_conv_portable, winograd_conv_avx2, winograd_conv_avx512, winograd_conv_neon;
 extern const WinogradKernel winograd_conv_avx512bf16, winograd_conv_neonbf16;
+extern const WinogradKernel winograd_conv_float16_portable, winograd_conv_float16_avx2, winograd_conv_float16_neon, winograd_conv_neonfp16;
 
 }  // namespace handheld

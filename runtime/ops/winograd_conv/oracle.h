@@ -69,16 +69,17 @@ inline std::vector<double> transformed_kernel(const float* kernel, const Matrice
 // Packed weights as winograd_conv.h lays them out. g: [channels_out, channels_in, 3, 3]
 struct Packed {
   std::vector<float> floats;
-  std::vector<std::uint16_t> bfloats;
-  const void* data() const { return bfloats.empty() ? static_cast<const void*>(floats.data()) : bfloats.data(); }
+  std::vector<std::uint16_t> halves;
+  const void* data() const { return halves.empty() ? static_cast<const void*>(floats.data()) : halves.data(); }
 };
 
-inline Packed pack(const std::vector<float>& g, std::int64_t channels_out, std::int64_t channels_in, int tile, bool bfloat16) {
+inline Packed pack(const std::vector<float>& g, std::int64_t channels_out, std::int64_t channels_in, int tile, Operands operands) {
   const std::int64_t panels = (channels_out + 7) / 8, planes = (tile + 2) * (tile + 2), pairs = (channels_in + 1) / 2;
   const Matrices matrices(tile);
   Packed packed;
-  if (bfloat16) {
-    packed.bfloats.assign(static_cast<std::size_t>(panels * planes * pairs * 16), 0);
+  const bool narrow = operands != Operands::kFloat32;
+  if (narrow) {
+    packed.halves.assign(static_cast<std::size_t>(panels * planes * pairs * 16), 0);
   } else {
     packed.floats.assign(static_cast<std::size_t>(panels * planes * channels_in * 8), 0);
   }
@@ -88,8 +89,8 @@ inline Packed pack(const std::vector<float>& g, std::int64_t channels_out, std::
       for (std::int64_t xi = 0; xi < planes; ++xi) {
         const float value = static_cast<float>(u[static_cast<std::size_t>(xi)]);
         const std::int64_t plane = o / 8 * planes + xi;
-        if (bfloat16) {
-          packed.bfloats[static_cast<std::size_t>(((plane * pairs + c / 2) * 8 + o % 8) * 2 + c % 2)] = bfloat16_of(value);
+        if (narrow) {
+          packed.halves[static_cast<std::size_t>(((plane * pairs + c / 2) * 8 + o % 8) * 2 + c % 2)] = bits_of(value, operands);
         } else {
           packed.floats[static_cast<std::size_t>((plane * channels_in + c) * 8 + o % 8)] = value;
         }

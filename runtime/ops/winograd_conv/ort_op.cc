@@ -27,7 +27,7 @@ class Kernel {
     const std::vector<std::int64_t> output = {shape[0], channels_out_, shape[2], shape[3]};
 
     WinogradConv task{};
-    task.bfloat16 = check_weights(u, shape[1]);
+    task.operands = check_weights(u, shape[1]);
     task.x = x.GetTensorData<float>();
     task.u = u.GetTensorRawData();
     task.bias = checked(context, 2, "bias", {channels_out_});
@@ -54,22 +54,19 @@ class Kernel {
   }
 
  private:
-  // Whether the weights are bfloat16; refuses what does not fit the input.
-  bool check_weights(const Ort::ConstValue& u, std::int64_t channels_in) const {
-    const Ort::TensorTypeAndShapeInfo info = u.GetTensorTypeAndShapeInfo();
-    const ONNXTensorElementDataType type = info.GetElementType();
-    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16) {
-      refuse(name_ + ": the weights must be float or bfloat16");
-    }
-    const bool bfloat16 = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+  // What the weights are; refuses what does not fit the input.
+  Operands check_weights(const Ort::ConstValue& u, std::int64_t channels_in) const {
+    const Operands type = operands_of(u, name_);
+    const bool pairs = type != Operands::kFloat32;
+    const std::vector<std::int64_t> shape = u.GetTensorTypeAndShapeInfo().GetShape();
     const std::int64_t panels = (channels_out_ + kPanelChannels - 1) / kPanelChannels, planes = (tile_ + 2) * (tile_ + 2);
-    std::vector<std::int64_t> expected = {panels, planes, bfloat16 ? (channels_in + 1) / 2 : channels_in, kPanelChannels};
-    if (bfloat16) expected.push_back(2);
-    if (info.GetShape() != expected) {
-      refuse(name_ + ": the weights have shape " + text_of(info.GetShape()) + ", and " + std::to_string(channels_in) + " to " +
+    std::vector<std::int64_t> expected = {panels, planes, pairs ? (channels_in + 1) / 2 : channels_in, kPanelChannels};
+    if (pairs) expected.push_back(2);
+    if (shape != expected) {
+      refuse(name_ + ": the weights have shape " + text_of(shape) + ", and " + std::to_string(channels_in) + " to " +
              std::to_string(channels_out_) + " channels in tiles of " + std::to_string(tile_) + " take " + text_of(expected));
     }
-    return bfloat16;
+    return type;
   }
 
   const float* checked(const Ort::KernelContext& context, std::size_t index, const char* what, const std::vector<std::int64_t>& expected) const {

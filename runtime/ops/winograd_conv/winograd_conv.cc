@@ -23,17 +23,34 @@ constexpr std::int64_t kAlign = 64;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+const WinogradKernel& float16_kernel_for(Isa isa) {
+  switch (isa) {
+#if defined(HANDHELD_X86)
+    case Isa::kAvx2:
+    case Isa::kAvx512:
+    case Isa::kAvx512Bf16: return winograd_conv_float16_avx2;
+#elif defined(HANDHELD_ARM64)
+    case Isa::kNeon: return winograd_conv_float16_neon;
+    case Isa::kNeonFp16:
+    case Isa::kNeonBf16: return winograd_conv_neonfp16;
+#endif
+    default: return winograd_conv_float16_portable;
+  }
+}
+
 const WinogradKernel& kernel_for(const WinogradConv& task, Isa isa) {
+  if (task.operands == Operands::kFloat16) return float16_kernel_for(isa);
   switch (isa) {
 #if defined(HANDHELD_X86)
     case Isa::kAvx2: return winograd_conv_avx2;
     case Isa::kAvx512: return winograd_conv_avx512;
-    case Isa::kAvx512Bf16: return task.bfloat16 ? winograd_conv_avx512bf16 : winograd_conv_avx512;
+    case Isa::kAvx512Bf16: return task.operands == Operands::kBfloat16 ? winograd_conv_avx512bf16 : winograd_conv_avx512;
 #elif defined(HANDHELD_ARM64)
-    case Isa::kNeon: return winograd_conv_neon;
-    case Isa::kNeonBf16: return task.bfloat16 ? winograd_conv_neonbf16 : winograd_conv_neon;
+    case Isa::kNeon:
+    case Isa::kNeonFp16: return winograd_conv_neon;
+    case Isa::kNeonBf16: return task.operands == Operands::kBfloat16 ? winograd_conv_neonbf16 : winograd_conv_neon;
 #endif
-    default: return static_cast<void>(task), winograd_conv_portable;
+    default: return winograd_conv_portable;
   }
 }
 

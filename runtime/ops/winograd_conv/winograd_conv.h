@@ -12,6 +12,7 @@
 #include <functional>
 
 #include "../cpu.h"
+#include "../operands.h"
 
 namespace handheld {
 
@@ -21,9 +22,9 @@ struct WinogradConv {
   const float* x;  // [batch, channels_in, height, width]
   // G g G^T of every pair of channels, xi = row * alpha + column, in panels of 8 output channels; what is beyond the channels is 0:
   //   float     [ceil(channels_out / 8), alpha^2, channels_in, 8]
-  //   bfloat16  [ceil(channels_out / 8), alpha^2, ceil(channels_in / 2), 8, 2], the input channels in pairs
+  //   bfloat16 or float16  [ceil(channels_out / 8), alpha^2, ceil(channels_in / 2), 8, 2], the input channels in pairs
   const void* u;
-  bool bfloat16;          // the weights are bfloat16, and the transformed input may be rounded to it
+  Operands operands;      // what the weights are, and what the transformed input may be rounded to
   const float* bias;      // [channels_out], or null
   const float* residual;  // the shape of y, no part of y; or null
   float* y;               // [batch, channels_out, height, width], no part of x
@@ -48,7 +49,8 @@ std::size_t winograd_conv_scratch(const WinogradConv& task, Isa isa, int threads
 //
 // Error: what is rounded is numbers in transformed space. Measured against double, as root mean squares relative to y's, for weights and
 // inputs without structure: F(2x2) 6e-7, F(4x4) 2e-6, F(6x6) 7e-6; with bfloat16 weights F(2x2) 4e-3, F(4x4) 1.3e-2. kAvx512Bf16
-// and kNeonBf16 round the transformed input to bfloat16 too; the others take such weights as floats.
+// and kNeonBf16 round the transformed input to bfloat16 too; the others take such weights as floats. With float16 weights, whose products
+// are those of ../float16.h on all of them: F(2x2) 1.2e-3, F(4x4) 3.6e-3; and infinite where a transformed number exceeds 65504.
 void winograd_conv(const WinogradConv& task, Isa isa, int threads, void* scratch, const Parallel& parallel);
 
 }  // namespace handheld

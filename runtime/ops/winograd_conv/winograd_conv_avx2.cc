@@ -11,5 +11,6 @@ struct Blocking<Avx2Vector> {
 }  // namespace
 
 const WinogradKernel winograd_conv_avx2 = kernel_of<FloatProducts<Avx2Vector>>();
+const WinogradKernel winograd_conv_float16_avx2 = kernel_of<PairProducts<EmulatedHalves<Avx2Vector>>>();
 
 }  // namespace handheld

@@ -1,6 +1,6 @@
 // Time per convolution on all threads, for real layers; each result is checked before it is timed.
 //
-//   [HANDHELD_ISA=NAME] winograd_conv_bench [--threads N] [--repeat N] [channels_in,channels_out,size[,tile[,fp32|bf16[,batch]]]]...
+//   [HANDHELD_ISA=NAME] winograd_conv_bench [--threads N] [--repeat N] [channels_in,channels_out,size[,tile[,fp32|bf16|fp16[,batch]]]]...
 //
 // Beside each time stands the speed that the machine had at that moment, by a loop of multiplications: machines that are shared or too hot
 // slow down by half, so the times of windows below nine tenths of the fastest are left out.
@@ -106,7 +106,7 @@ double probe(Pool& pool, int threads) {
 struct Layer {
   std::int64_t channels_in, channels_out, size;
   int tile = 4;
-  bool bfloat16 = false;
+  Operands operands = Operands::kFloat32;
   std::int64_t batch = 1;
 };
 
@@ -122,16 +122,16 @@ void measure(const Layer& layer, Isa isa, int threads, int repeat, Pool& pool) {
   const std::vector<float> one = testing::normal(static_cast<std::size_t>(layer.channels_in * 9), 0, 1, 3);
   std::vector<float> g;
   for (int i = 0; i < kPanelChannels; ++i) g.insert(g.end(), one.begin(), one.end());
-  const testing::Packed panel = testing::pack(g, kPanelChannels, layer.channels_in, layer.tile, layer.bfloat16);
+  const testing::Packed panel = testing::pack(g, kPanelChannels, layer.channels_in, layer.tile, layer.operands);
   const std::int64_t panels = (layer.channels_out + kPanelChannels - 1) / kPanelChannels;
   testing::Packed packed;
   for (std::int64_t i = 0; i < panels; ++i) {
     packed.floats.insert(packed.floats.end(), panel.floats.begin(), panel.floats.end());
-    packed.bfloats.insert(packed.bfloats.end(), panel.bfloats.begin(), panel.bfloats.end());
+    packed.halves.insert(packed.halves.end(), panel.halves.begin(), panel.halves.end());
   }
   std::vector<float> y(out + 16);
   float* const aligned = reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(y.data()) + 63) / 64 * 64);
-  const WinogradConv task{x.data(), packed.data(), layer.bfloat16, bias.data(), nullptr, aligned, layer.batch, layer.channels_in,
+  const WinogradConv task{x.data(), packed.data(), layer.operands, bias.data(), nullptr, aligned, layer.batch, layer.channels_in,
                           layer.channels_out, layer.size, layer.size, layer.tile, false};
   const std::size_t bytes = winograd_conv_scratch(task, isa, threads);
   std::vector<float> memory(bytes / sizeof(float) + 16);
@@ -143,14 +143,14 @@ void measure(const Layer& layer, Isa isa, int threads, int repeat, Pool& pool) {
   for (std::size_t i = 0; i < 64; ++i) {
     const auto at = static_cast<std::int64_t>(out / 64 * i + i % 7);
     const std::int64_t o = at / positions % layer.channels_out;
-    const WinogradConv first{x.data(), nullptr, false, nullptr, nullptr, nullptr, layer.batch, layer.channels_in, 1, layer.size, layer.size, layer.tile, false};
+    const WinogradConv first{x.data(), nullptr, Operands::kFloat32, nullptr, nullptr, nullptr, layer.batch, layer.channels_in, 1, layer.size, layer.size, layer.tile, false};
     const double expected = testing::expected_at(first, one, at / positions / layer.channels_out, 0, at / layer.size % layer.size, at % layer.size) +
                             static_cast<double>(bias[static_cast<std::size_t>(o)]);
     squares += expected * expected;
     errors += std::pow(static_cast<double>(aligned[at]) - expected, 2);
   }
   const double error = std::sqrt(errors / squares);
-  HANDHELD_CHECK(error < (layer.bfloat16 ? 0.05 : 2e-5), "the result is wrong by %g", error);
+  HANDHELD_CHECK(error < (layer.operands == Operands::kFloat32 ? 2e-5 : 0.05), "the result is wrong by %g", error);
 
   std::vector<Window> windows;
   double fastest = 0;
@@ -170,9 +170,9 @@ void measure(const Layer& layer, Isa isa, int threads, int repeat, Pool& pool) {
   const double direct = 2.0 * 9 * static_cast<double>(layer.channels_in * layer.channels_out) * static_cast<double>(layer.batch * positions) / 1e9;
   const double tiles = std::ceil(static_cast<double>(layer.size) / layer.tile), alpha = layer.tile + 2;
   const double products = 2.0 * alpha * alpha * static_cast<double>(layer.channels_in * layer.channels_out * layer.batch) * tiles * tiles / 1e9;
-  std::printf("%5d %5d %4d %2d  F(%d) %-4s %-10s %8.2f ms (best %8.2f, %2d of %2d) %6.0f GFLOP/s direct, %5.0f products, peak %4.0f (%3.0f %%), error %.1e, scratch %.1f MB\n",
+  std::printf("%5d %5d %4d %2d  F(%d) %-8s %-10s %8.2f ms (best %8.2f, %2d of %2d) %6.0f GFLOP/s direct, %5.0f products, peak %4.0f (%3.0f %%), error %.1e, scratch %.1f MB\n",
               static_cast<int>(layer.channels_in), static_cast<int>(layer.channels_out), static_cast<int>(layer.size), static_cast<int>(layer.batch),
-              layer.tile, layer.bfloat16 ? "bf16" : "fp32", name_of(isa), seconds * 1e3, kept[0] * 1e3, static_cast<int>(kept.size()), repeat, direct / seconds,
+              layer.tile, name_of(layer.operands), name_of(isa), seconds * 1e3, kept[0] * 1e3, static_cast<int>(kept.size()), repeat, direct / seconds,
               products / seconds, fastest, fastest > 0 ? 100 * products / seconds / fastest : 0, error, static_cast<double>(bytes) / 1e6);
   std::fflush(stdout);
 }
@@ -186,7 +186,7 @@ Layer layer_of(const std::string& text) {
   layer.channels_out = out;
   layer.size = size;
   layer.tile = tile;
-  layer.bfloat16 = std::string(kind) == "bf16";
+  layer.operands = std::string(kind) == "bf16" ? Operands::kBfloat16 : std::string(kind) == "fp16" ? Operands::kFloat16 : Operands::kFloat32;
   layer.batch = batch;
   return layer;
 }
@@ -211,11 +211,11 @@ int main(int count, char** arguments) {
     const std::int64_t shapes[][3] = {{320, 320, 64},   {640, 320, 64},   {960, 320, 64},   {640, 640, 32},   {1920, 640, 32},  {1280, 1280, 16}, {2560, 1280, 16},
                                       {1280, 1280, 8},  {512, 512, 64},   {512, 512, 128},  {512, 512, 256},  {256, 256, 512},  {128, 128, 512}, {256, 128, 512}};
     for (const auto& shape : shapes) {
-      if (shape[2] <= 16) layers.push_back({shape[0], shape[1], shape[2], 2, false});
-      if (shape[2] > 8) layers.push_back({shape[0], shape[1], shape[2], 4, false});
-      if (shape[2] > 16) layers.push_back({shape[0], shape[1], shape[2], 6, false});
-      layers.push_back({shape[0], shape[1], shape[2], 2, true});
-      if (shape[2] > 8) layers.push_back({shape[0], shape[1], shape[2], 4, true});
+      if (shape[2] <= 16) layers.push_back({shape[0], shape[1], shape[2], 2, Operands::kFloat32});
+      if (shape[2] > 8) layers.push_back({shape[0], shape[1], shape[2], 4, Operands::kFloat32});
+      if (shape[2] > 16) layers.push_back({shape[0], shape[1], shape[2], 6, Operands::kFloat32});
+      layers.push_back({shape[0], shape[1], shape[2], 2, Operands::kBfloat16});
+      if (shape[2] > 8) layers.push_back({shape[0], shape[1], shape[2], 4, Operands::kBfloat16});
     }
   }
   Pool pool(threads);

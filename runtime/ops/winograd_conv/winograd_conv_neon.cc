@@ -11,5 +11,6 @@ struct Blocking<NeonVector> {
 }  // namespace
 
 const WinogradKernel winograd_conv_neon = kernel_of<FloatProducts<NeonVector>>();
+const WinogradKernel winograd_conv_float16_neon = kernel_of<PairProducts<EmulatedHalves<NeonVector>>>();
 
 }  // namespace handheld

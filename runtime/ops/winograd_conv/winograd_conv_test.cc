@@ -21,12 +21,13 @@ struct Shape {
 
 struct Variant {
   int tile;
-  bool bfloat16;
+  Operands operands;
   bool bias, residual, silu;
   int threads;
   double mean, deviation;  // of the input
 };
 
+constexpr Operands kAll[] = {Operands::kFloat32, Operands::kBfloat16, Operands::kFloat16};
 constexpr float kUntouched = 12345.0f;
 constexpr std::size_t kMargin = 64;
 
@@ -76,11 +77,15 @@ double energy(const WinogradConv& task, std::int64_t image, std::int64_t row, st
 
 // Error that is allowed, over the size of y without structure. Products are rounded once each; sums of n floats have about n / 6 roundings
 // of the size of the result (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019), in chains of 320; a dozen
-// more are the transforms'. bfloat16: both factors of a product are rounded to 8 bits. 6 deviations for tens of thousands of values.
+// more are the transforms'. bfloat16: both factors of a product are rounded to 8 bits. float16: to 11 bits, and so are sums of up to 16
+// products, whose squares are 8.5 times a product's on average, and those of two of them. 6 deviations for tens of thousands of values.
 double allowed_of(const WinogradConv& task) {
   const double unit = 1.0 / (1 << 24), depth = static_cast<double>(task.channels_in);
   const double roundings = 12 + std::fmin(depth, 320) / 6 + depth / 320;
-  const double rounding = unit * std::sqrt(roundings) + (task.bfloat16 ? std::sqrt(2.0 / 3) / 256 : 0);
+  const double of_operands = task.operands == Operands::kBfloat16  ? std::sqrt(2.0 / 3) / 256
+                             : task.operands == Operands::kFloat16 ? std::sqrt((2 + 8.5 + 1) / 3) / 2048
+                                                                   : 0;
+  const double rounding = unit * std::sqrt(roundings) + of_operands;
   return 6 * testing::Matrices(task.tile).amplification() * rounding;
 }
 
@@ -93,8 +98,8 @@ void check(Isa isa, const Shape& shape, const Variant& variant, std::int64_t eve
   const std::vector<float> bias = normal(count(shape.channels_out, 1), 0, 1, seed + 2), residual = normal(variant.residual ? out : 0, 0, 1, seed + 3);
   std::vector<float> y(out + 2 * kMargin, kUntouched);
   float* const first = y.data() + kMargin;
-  const testing::Packed packed = testing::pack(g, shape.channels_out, shape.channels_in, variant.tile, variant.bfloat16);
-  const WinogradConv task{x.data(), packed.data(), variant.bfloat16, variant.bias ? bias.data() : nullptr, variant.residual ? residual.data() : nullptr,
+  const testing::Packed packed = testing::pack(g, shape.channels_out, shape.channels_in, variant.tile, variant.operands);
+  const WinogradConv task{x.data(), packed.data(), variant.operands, variant.bias ? bias.data() : nullptr, variant.residual ? residual.data() : nullptr,
                           first, shape.batch, shape.channels_in, shape.channels_out, shape.height, shape.width, variant.tile, variant.silu};
 
   Scratch scratch(winograd_conv_scratch(task, isa, variant.threads));
@@ -113,8 +118,8 @@ void check(Isa isa, const Shape& shape, const Variant& variant, std::int64_t eve
     worst = std::fmax(worst, std::isnan(error) ? INFINITY : error);
   }
   worst_of_all = std::fmax(worst_of_all, worst);
-  HANDHELD_CHECK(worst <= 1, "%s, F(%d), bfloat16 %d, [%d, %d -> %d, %d, %d], bias %d, residual %d, silu %d, %d threads, mean %g: %.2f times the allowed error",
-                 name_of(isa), variant.tile, variant.bfloat16, static_cast<int>(shape.batch), static_cast<int>(shape.channels_in),
+  HANDHELD_CHECK(worst <= 1, "%s, F(%d), %s, [%d, %d -> %d, %d, %d], bias %d, residual %d, silu %d, %d threads, mean %g: %.2f times the allowed error",
+                 name_of(isa), variant.tile, name_of(variant.operands), static_cast<int>(shape.batch), static_cast<int>(shape.channels_in),
                  static_cast<int>(shape.channels_out), static_cast<int>(shape.height), static_cast<int>(shape.width), variant.bias,
                  variant.residual, variant.silu, variant.threads, variant.mean, worst);
   for (std::size_t i = 0; i < kMargin; ++i) {
@@ -127,42 +132,43 @@ void check_shapes(Isa isa) {
                           {1, 9, 12, 16, 8}, {2, 7, 17, 13, 11}, {1, 16, 24, 8, 8},  {2, 8, 8, 24, 24}, {1, 3, 5, 19, 97},  {1, 64, 56, 12, 12}};
   for (const Shape& shape : shapes) {
     for (const int tile : {2, 4, 6}) {
-      for (const bool bfloat16 : {false, true}) {
-        check(isa, shape, {tile, bfloat16, false, false, false, 1, 0, 1});
-        check(isa, shape, {tile, bfloat16, true, true, true, 3, 0, 1});
+      for (const Operands operands : kAll) {
+        check(isa, shape, {tile, operands, false, false, false, 1, 0, 1});
+        check(isa, shape, {tile, operands, true, true, true, 3, 0, 1});
       }
     }
   }
   for (const int tile : {2, 4, 6}) {
-    check(isa, {1, 6, 10, 21, 30}, {tile, false, true, false, true, 1, 0, 1});
-    check(isa, {1, 6, 10, 21, 30}, {tile, true, false, true, false, 2, 0, 1});
-    check(isa, {1, 6, 10, 21, 30}, {tile, false, true, false, false, 1, 1e4, 1});    // a large mean
-    check(isa, {1, 6, 10, 21, 30}, {tile, false, true, false, false, 1, 0, 1e-30});  // and what is nearly nothing
-    check(isa, {1, 700, 9, 9, 9}, {tile, false, true, false, false, 1, 0, 1}, 7);    // sums of sums
-    check(isa, {1, 701, 9, 9, 9}, {tile, true, true, false, false, 1, 0, 1}, 7);
-    check(isa, {1, 2, 9, 260, 250}, {tile, false, true, false, false, 2, 0, 1}, 31);  // blocks enough for every thread to have its own
-    check(isa, {1, 3, 9, 260, 250}, {tile, true, true, false, false, 2, 0, 1}, 31);
-    check(isa, {1, 2, 72, 256, 256}, {tile, false, true, false, false, 2, 0, 1}, 997);  // an output that is written past the caches
+    check(isa, {1, 6, 10, 21, 30}, {tile, Operands::kFloat32, true, false, true, 1, 0, 1});
+    check(isa, {1, 6, 10, 21, 30}, {tile, Operands::kBfloat16, false, true, false, 2, 0, 1});
+    check(isa, {1, 6, 10, 21, 30}, {tile, Operands::kFloat32, true, false, false, 1, 1e4, 1});    // a large mean
+    check(isa, {1, 6, 10, 21, 30}, {tile, Operands::kFloat32, true, false, false, 1, 0, 1e-30});  // and what is nearly nothing
+    check(isa, {1, 700, 9, 9, 9}, {tile, Operands::kFloat32, true, false, false, 1, 0, 1}, 7);    // sums of sums
+    check(isa, {1, 701, 9, 9, 9}, {tile, Operands::kBfloat16, true, false, false, 1, 0, 1}, 7);
+    check(isa, {1, 351, 9, 9, 9}, {tile, Operands::kFloat16, true, false, false, 1, 0, 1}, 7);
+    check(isa, {1, 2, 9, 260, 250}, {tile, Operands::kFloat32, true, false, false, 2, 0, 1}, 31);  // blocks enough for every thread to have its own
+    check(isa, {1, 3, 9, 260, 250}, {tile, Operands::kBfloat16, true, false, false, 2, 0, 1}, 31);
+    check(isa, {1, 2, 72, 256, 256}, {tile, Operands::kFloat32, true, false, false, 2, 0, 1}, 997);  // an output that is written past the caches
   }
 }
 
 // Some values of layers as deep and as wide as real ones; they have fewer output channels, for the sake of the emulated machines.
 void check_layers(Isa isa) {
   if (isa == Isa::kPortable) return;  // slow, and there is nothing of its own in large shapes
-  check(isa, {2, 320, 72, 64, 64}, {4, false, true, true, false, 2, 0, 1}, 19991);
-  check(isa, {2, 640, 64, 16, 16}, {2, true, true, false, true, 2, 0, 1}, 997);
-  check(isa, {1, 128, 24, 128, 128}, {6, false, true, false, false, 2, 0, 1}, 9973);
+  check(isa, {2, 320, 72, 64, 64}, {4, Operands::kFloat32, true, true, false, 2, 0, 1}, 19991);
+  check(isa, {2, 640, 64, 16, 16}, {2, Operands::kBfloat16, true, false, true, 2, 0, 1}, 997);
+  check(isa, {1, 128, 24, 128, 128}, {6, Operands::kFloat32, true, false, false, 2, 0, 1}, 9973);
 }
 
 // What is not a number stays one, and stays in the tiles that it reaches.
 void check_special_values(Isa isa) {
   for (const int tile : {2, 4, 6}) {
-    for (const bool bfloat16 : {false, true}) {
+    for (const Operands operands : kAll) {
       std::vector<float> x = normal(2 * 24 * 24, 0, 1, 5), y(3 * 24 * 24);
       x[24 * 24 + 3 * 24 + 20] = std::nanf("");
       const std::vector<float> g = normal(2 * 3 * 9, 0, 1, 6);
-      const testing::Packed packed = testing::pack(g, 3, 2, tile, bfloat16);
-      const WinogradConv task{x.data(), packed.data(), bfloat16, nullptr, nullptr, y.data(), 1, 2, 3, 24, 24, tile, false};
+      const testing::Packed packed = testing::pack(g, 3, 2, tile, operands);
+      const WinogradConv task{x.data(), packed.data(), operands, nullptr, nullptr, y.data(), 1, 2, 3, 24, 24, tile, false};
       Scratch scratch(winograd_conv_scratch(task, isa, 1));
       winograd_conv(task, isa, 1, scratch.data(), in_turn);
       for (std::int64_t i = 0; i < 3 * 24 * 24; ++i) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../bfloat16.h"
+#include "../float16.h"
 #include "../vector_math.h"
 #include "blocks.h"
 #include "interleave.h"
@@ -34,10 +35,10 @@ struct FloatProducts {
   static Register multiply_add(Register u, Register v, Register sum) { return V::multiply_add(u, v, sum); }
 };
 
-// Products of pairs of bfloat16 numbers; B is one of ../bfloat16.h.
-template <typename B>
-struct PairProducts : B {
-  using Bfloats = B;
+// Products of pairs of 16-bit numbers; N is one of ../bfloat16.h or ../float16.h.
+template <typename N>
+struct PairProducts : N {
+  using Narrow = N;
   static constexpr int channels = 2;
 };
 
@@ -231,7 +232,7 @@ __attribute__((noinline)) void sum_up(const Sums& task) {
     u_next += 4 * kPanelChannels;
     v_next += 4 * task.v_step;
   };
-  if constexpr (requires { requires Products::Bfloats::in_squares; }) {
+  if constexpr (requires { requires Products::Narrow::has_own_loop; }) {
     static_assert(panels == 1);  // two are for registers of as many lanes as the smallest block
     const auto columns = [&](std::int64_t step, int i) { return v + step * task.lanes + i * V::lanes; };
     Products::add_products(sums, u, 1, kPanelChannels, columns, task.depth, [&](std::int64_t k) {
@@ -312,7 +313,7 @@ inline void multiply_planes(const WinogradConv& task, const TileBlock& block, st
   constexpr std::int64_t planes = (tile + 2) * (tile + 2), chain = kChainedProducts / Products::channels;
   const std::int64_t depth = divide_up(task.channels_in, Products::channels);
   const std::int64_t v_plane = depth * block.lanes + kPlaneGap, m_plane = (end - begin) * kPanelChannels * block.lanes + kPlaneGap;
-  const bool widened = task.bfloat16 && Products::channels == 1;
+  const bool widened = task.operands != Operands::kFloat32 && Products::channels == 1;
   const std::int64_t pairs = divide_up(task.channels_in, 2);
   alignas(64) float wide[kChainedProducts * kPanelChannels];
   const float* u = static_cast<const float*>(task.u);

@@ -12,10 +12,12 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from ..harness import Shape, one_op
+from ..harness import BFLOAT16_ISAS, Shape, one_op
 
 OPS = ("Linear", "LinearAdd", "LinearGeglu")
-PRECISIONS = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16}
+PRECISIONS = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
+NUMBERS: dict[str, Any] = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16, "fp16": np.float16}
+HALF_CHAIN = 16  # products that a kernel sums up as float16 numbers
 SHAPES = [  # of the input, and the columns of the weights; LinearGeglu takes multiples of 32
     ((1, 1), 1),
     ((3, 7), 20),
@@ -38,7 +40,7 @@ def node(op_type: str, shape: Shape, weights: np.ndarray, channels: tuple[int, i
 
 
 def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
-    if array.dtype == np.float32:
+    if array.dtype in (np.float32, np.float16):
         return onnx.numpy_helper.from_array(array, name)
     return onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, array.shape, array.view(np.uint16).tobytes(), raw=True)
 
@@ -53,12 +55,12 @@ def operands(op_type: str, shape: tuple[int, ...], columns: int) -> tuple[np.nda
     return matrix, feeds
 
 
-def oracle(op_type: str, matrix: np.ndarray, feeds: dict[str, np.ndarray], rounds: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The value in float64, and the error that runtime/ops/linear/linear.h allows a kernel, which may round its activations to bfloat16."""
+def oracle(op_type: str, matrix: np.ndarray, feeds: dict[str, np.ndarray], rounds: str = "fp32") -> tuple[np.ndarray, np.ndarray]:
+    """The value in float64, and the error that runtime/ops/linear/linear.h allows a kernel, which rounds its activations to `rounds`."""
     x, bias, residual = (feeds.get(name, np.zeros(1)).astype(np.float64) for name in ("x", "bias", "residual"))
     wide = matrix.astype(np.float64)
-    y, sums = x @ wide + bias + residual, np.abs(x) @ np.abs(wide)
-    allowed = (matrix.shape[0] + 4) * 2.0**-24 * (sums + np.abs(bias) + np.abs(residual)) + (2.0**-8 * sums if rounds else 0)
+    y, sums, depth = x @ wide + bias + residual, np.abs(x) @ np.abs(wide), len(matrix)
+    allowed = (depth + 4) * 2.0**-24 * (sums + np.abs(bias) + np.abs(residual)) + rounding(depth, sums, np.abs(wide).sum(axis=0), rounds)
     if op_type != "LinearGeglu":
         return y, allowed
     (value, gate), (of_value, of_gate) = np.split(y, 2, axis=-1), np.split(allowed, 2, axis=-1)
@@ -67,9 +69,22 @@ def oracle(op_type: str, matrix: np.ndarray, feeds: dict[str, np.ndarray], round
     return value * gelu, np.abs(value) * of_gelu + of_value * (np.abs(gelu) + of_gelu) + 1e-37
 
 
+def rounding(depth: int, sums: np.ndarray, weights: np.ndarray, rounds: str) -> np.ndarray:
+    """The part of that error which comes from rounding to `rounds`; `sums`: of the sizes of products, `weights`: of those of weights."""
+    if rounds == "fp16":
+        chain = min(HALF_CHAIN, math.ceil(depth / 2))
+        return (chain + 2) * 2.0**-11 * sums + 2.0**-25 * (depth + weights)
+    return sums * (2.0**-8 if rounds == "bf16" else 0)
+
+
+def rounds_to(precision: str, isa: str) -> str:
+    """What a kernel rounds its activations to, for weights of that precision."""
+    return "fp32" if precision == "bf16" and isa not in BFLOAT16_ISAS else precision
+
+
 def stored(matrix: np.ndarray, precision: str) -> np.ndarray:
     """The matrix with the numbers that a package has."""
-    return matrix if precision == "fp32" else matrix.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return matrix.astype(NUMBERS[precision]).astype(np.float32)
 
 
 def taken(op_type: str) -> list[tuple[tuple[int, ...], int]]:

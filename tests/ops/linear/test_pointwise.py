@@ -21,7 +21,6 @@ from graph_passes.step import run
 
 from ...architectures import Traced
 from ..harness import (
-    BFLOAT16_ISAS,
     ISAS,
     OPSETS,
     Shape,
@@ -36,7 +35,7 @@ from ..harness import (
     without_body,
     without_shape,
 )
-from .reference import hold, tensor
+from .reference import NUMBERS, PRECISIONS, hold, rounding, rounds_to, tensor
 
 OPS = ("PointwiseConv", "PointwiseConvAdd")
 SHAPES = [  # of the input, and the channels of the output; bfloat16 takes even numbers of channels
@@ -65,24 +64,25 @@ def operands(op_type: str, shape: tuple[int, ...], channels_out: int, precision:
     feeds = {"x": generator.normal(0.1, 1, shape).astype(np.float32), "bias": generator.normal(0, 1, channels_out).astype(np.float32)}
     if op_type == "PointwiseConvAdd":
         feeds["residual"] = generator.normal(0, 1, (shape[0], channels_out, *shape[2:])).astype(np.float32)
-    return weights if precision == "fp32" or shape[1] % 2 else weights.astype(ml_dtypes.bfloat16), feeds
+    return weights.astype(NUMBERS["fp32" if shape[1] % 2 else precision]), feeds
 
 
-def oracle(weights: np.ndarray, feeds: dict[str, np.ndarray], rounds: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The value in float64, and the error that runtime/ops/linear/linear.h allows a kernel, which may round the picture to bfloat16."""
+def oracle(weights: np.ndarray, feeds: dict[str, np.ndarray], rounds: str = "fp32") -> tuple[np.ndarray, np.ndarray]:
+    """The value in float64, and the error that runtime/ops/linear/linear.h allows a kernel, which rounds the picture to `rounds`."""
     x, bias, residual = (feeds.get(name, np.zeros(1)).astype(np.float64) for name in ("x", "bias", "residual"))
     matrix, bias = weights.astype(np.float64)[:, :, 0, 0], bias[:, None, None]
     y, sums = (np.einsum("oc,nchw->nohw", left, right) for left, right in ((matrix, x), (np.abs(matrix), np.abs(x))))
     beside = np.abs(bias) + np.abs(residual)
-    return y + bias + residual, (matrix.shape[1] + 4) * 2.0**-24 * (sums + beside) + (2.0**-8 * sums if rounds else 0)
+    depth, sizes = matrix.shape[1], np.abs(matrix).sum(axis=1)[:, None, None]
+    return y + bias + residual, (depth + 4) * 2.0**-24 * (sums + beside) + rounding(depth, sums, sizes, rounds)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("op_type", OPS)
 def test_the_body_is_a_convolution_of_one_pixel(op_type: str, precision: str) -> None:
     for shape, channels_out in SHAPES:
         weights, feeds = operands(op_type, shape, channels_out, precision)
-        hold(session(node(op_type, shape, weights), None).run(None, feeds)[0], *oracle(weights, feeds, rounds=False))
+        hold(session(node(op_type, shape, weights), None).run(None, feeds)[0], *oracle(weights, feeds))
 
 
 @pytest.mark.parametrize("opset", OPSETS)
@@ -90,25 +90,25 @@ def test_the_body_is_valid_at_every_opset(opset: int) -> None:
     weights, feeds = operands("PointwiseConvAdd", (2, 6, 3, 5), 4, "bf16")
     model = node("PointwiseConvAdd", ("N", 6, "H", "W"), weights, opset)
     assert inferred(model)[:2] == ["N", 4]
-    hold(session(model, None).run(None, feeds)[0], *oracle(weights, feeds, rounds=False))
+    hold(session(model, None).run(None, feeds)[0], *oracle(weights, feeds))
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_kernel_is_a_convolution_of_one_pixel(ops_library: Path, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for op_type in OPS:
-        for precision in ("fp32", "bf16"):
+        for precision in PRECISIONS:
             for shape, channels_out in (*SHAPES, *EMPTY):
                 weights, feeds = operands(op_type, shape, channels_out, precision)
                 model = node(op_type, None, weights)
                 if not runs_here(isa, model, ops_library, monkeypatch):
                     return
-                rounds = isa in BFLOAT16_ISAS and weights.dtype != np.float32
+                rounds = rounds_to(precision if weights.dtype != np.float32 else "fp32", isa)
                 hold(session(model, ops_library).run(None, feeds)[0], *oracle(weights, feeds, rounds))
 
 
 @pytest.mark.parametrize("special", [np.inf, np.nan])
 def test_what_is_not_finite_stays_in_its_pixel(ops_library: Path, special: float) -> None:
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         weights, feeds = operands("PointwiseConv", (1, 6, 5, 8), 3, precision)
         feeds["x"][0, 2, 3, 4] = special
         (got,) = session(node("PointwiseConv", None, weights), ops_library).run(None, feeds)
@@ -119,7 +119,7 @@ def test_one_file_runs_on_the_kernel_with_the_library_and_on_the_body_without(op
     weights, feeds = operands("PointwiseConvAdd", (2, 6, 3, 5), 4, "fp32")
     model = node("PointwiseConvAdd", ("N", 6, "H", "W"), weights)
     for library in (ops_library, None):
-        hold(session(model, library).run(None, feeds)[0], *oracle(weights, feeds, rounds=False))
+        hold(session(model, library).run(None, feeds)[0], *oracle(weights, feeds))
     hold_that_the_library_decides(model, ops_library, monkeypatch)
 
 
@@ -146,7 +146,7 @@ def test_the_kernel_refuses_shapes_with_a_sentence(ops_library: Path, feeds: dic
         (np.zeros((4, 6), np.float32), r"the shape of the weights is \[4, 6\], and must be \[channels out, 6, 1, 1\]"),
         (np.zeros((4, 6, 3, 3), np.float32), r"the shape of the weights is \[4, 6, 3, 3\], and must be \[channels out, 6, 1, 1\]"),
         (np.zeros((4, 5, 1, 1), ml_dtypes.bfloat16), "bfloat16 weights take an even number of channels, and there are 5"),
-        (np.zeros((4, 6, 1, 1), np.float16), "the weights are neither float32 nor bfloat16"),
+        (np.zeros((4, 5, 1, 1), np.float16), "float16 weights take an even number of channels, and there are 5"),
     ],
 )
 def test_the_kernel_refuses_weights_with_a_sentence(ops_library: Path, weights: np.ndarray, sentence: str) -> None:
@@ -194,7 +194,7 @@ def graph(body: str, outputs: str = "y") -> ir.Model:
         ("y = Conv<pads: ints = [1, 1, 1, 1]>(x, wide)", ["Conv"]),
     ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_rule_takes_what_follows(body: str, kinds: list[str], precision: str) -> None:
     model = graph(body)
     before = copy(model)
@@ -202,11 +202,12 @@ def test_the_rule_takes_what_follows(body: str, kinds: list[str], precision: str
     assert (step.name, step.refused) == ("fuse pointwise convolutions", ())
     assert [each.op_type for each in model.graph] == kinds
     types = {each.inputs[1].dtype for each in model.graph if each.domain == "handheld" and each.inputs[1] is not None}
-    narrow = precision == "bf16" and "odd" not in body
-    assert types <= {ir.DataType.BFLOAT16 if narrow else ir.DataType.FLOAT}
+    stored = "fp32" if "odd" in body else precision
+    assert types <= {PRECISIONS[stored]}
     feeds = {"x": np.random.default_rng(5).normal(size=(2, 6, 3, 5)).astype(np.float32)}
+    share = {"fp32": 1e-6, "bf16": 2.0**-8, "fp16": 2.0**-11}[stored]
     for expected, got in before_and_after(before, model, feeds):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=(2.0**-8 if narrow else 1e-6) * np.abs(expected).max())
+        np.testing.assert_allclose(got, expected, rtol=0, atol=share * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from graph_passes.ops.winograd_conv import pack
 from ..harness import UNIT, Shape, one_op
 
 OPS = ("WinogradConv", "WinogradConvAdd", "WinogradConvSilu")
-TYPES = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16}
+TYPES = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 SHAPES = [  # of the input, and the channels that come out
     ((1, 1, 1, 1), 1),
     ((2, 3, 5, 7), 9),
