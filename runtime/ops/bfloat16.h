@@ -1,7 +1,7 @@
 // Products of bfloat16 numbers, for files that are compiled for machines which have them.
 //
-// Both structs have the same functions. Registers of bfloat16 numbers travel as registers of floats: `pair` and `narrow` round to the nearest
-// bfloat16, ties to even, and make one register of two. `multiply_add(a, b, c)` adds both products of each pair to c; where one
+// Both structs have the same functions. Registers of bfloat16 numbers travel as registers of floats: `pair` and `narrow` round to the
+// nearest bfloat16, ties to even, and make one register of two. `multiply_add(a, b, c)` adds both products of each pair to c; where one
 // instruction is not all that there is to it (`has_own_loop`), `add_products` adds those of many steps to many sums.
 #pragma once
 
@@ -19,8 +19,8 @@ struct Avx512Bfloats {
 
   // Lane i holds first[i] and second[i].
   static Register pair(Register first, Register second) {
-    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18,
-                                           2, 17, 1, 16, 0);
+    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
+                                           18, 2, 17, 1, 16, 0);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, _mm512_castps_si512(narrow(first, second))));
   }
   // The lanes of first, then those of second.
@@ -38,9 +38,12 @@ struct NeonBfloats {
   static constexpr bool has_own_loop = true;
 
   static Register pair(Register first, Register second) {
-    return vreinterpretq_f32_u16(vzip1q_u16(vreinterpretq_u16_bf16(vcvtq_low_bf16_f32(first)), vreinterpretq_u16_bf16(vcvtq_low_bf16_f32(second))));
+    const auto narrowed = [](Register v) { return vreinterpretq_u16_bf16(vcvtq_low_bf16_f32(v)); };
+    return vreinterpretq_f32_u16(vzip1q_u16(narrowed(first), narrowed(second)));
   }
-  static Register narrow(Register first, Register second) { return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(first), second)); }
+  static Register narrow(Register first, Register second) {
+    return vreinterpretq_f32_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(first), second));
+  }
   static Register multiply_add(Register a, Register b, Register c) {
     return vbfdotq_f32(c, vreinterpretq_bf16_f32(a), vreinterpretq_bf16_f32(b));
   }
@@ -51,8 +54,9 @@ struct NeonBfloats {
   // BFMMLA multiplies 2 rows of 4 factors with 2 columns of 4: twice the products of BFDOT, which takes what is left. So two steps are
   // taken at a time, and the sums of two rows turned to squares and back.
   template <int kRows, int kVectors, typename Columns, typename Ahead>
-  static inline __attribute__((always_inline)) void add_products(Register (&sums)[kRows][kVectors], const float* a, std::int64_t row_stride,
-                                                                 std::int64_t step_stride, Columns columns, std::int64_t steps, Ahead ahead) {
+  static inline __attribute__((always_inline)) void add_products(Register (&sums)[kRows][kVectors], const float* a,
+                                                                 std::int64_t row_stride, std::int64_t step_stride, Columns columns,
+                                                                 std::int64_t steps, Ahead ahead) {
     constexpr int kTwos = kRows / 2;
     turn(sums);
     std::int64_t step = 0;
@@ -65,7 +69,8 @@ struct NeonBfloats {
 #pragma GCC unroll 16
       for (int i = 0; i < kVectors; ++i) {
         const Register first = vld1q_f32(columns(step, i)), second = vld1q_f32(columns(step + 1, i));
-        const bfloat16x8_t low = vreinterpretq_bf16_f32(vzip1q_f32(first, second)), high = vreinterpretq_bf16_f32(vzip2q_f32(first, second));
+        const bfloat16x8_t low = vreinterpretq_bf16_f32(vzip1q_f32(first, second));
+        const bfloat16x8_t high = vreinterpretq_bf16_f32(vzip2q_f32(first, second));
 #pragma GCC unroll 8
         for (int two = 0; two < kTwos; ++two) {
           sums[2 * two][i] = vbfmmlaq_f32(sums[2 * two][i], rows[two], low);

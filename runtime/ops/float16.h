@@ -63,8 +63,9 @@ struct NeonHalves {
   static Register narrow(Register first, Register second) { return vreinterpretq_f32_f16(vcvt_high_f16_f32(vcvt_f16_f32(first), second)); }
 
   template <int kRows, int kVectors, typename Columns, typename Ahead>
-  static inline __attribute__((always_inline)) void add_products(Register (&sums)[kRows][kVectors], const float* a, std::int64_t row_stride,
-                                                                 std::int64_t step_stride, Columns columns, std::int64_t steps, Ahead ahead) {
+  static inline __attribute__((always_inline)) void add_products(Register (&sums)[kRows][kVectors], const float* a,
+                                                                 std::int64_t row_stride, std::int64_t step_stride, Columns columns,
+                                                                 std::int64_t steps, Ahead ahead) {
     for (std::int64_t begin = 0; begin < steps; begin += kHalfChain) {
       const std::int64_t end = begin + kHalfChain < steps ? begin + kHalfChain : steps;
       float16x8_t chains[kRows][kVectors] = {};

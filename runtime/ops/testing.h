@@ -77,6 +77,8 @@ inline float rounded(float value, Operands operands) {
 }
 
 // Its bits, where they are 16.
-inline std::uint16_t bits_of(float value, Operands operands) { return operands == Operands::kBfloat16 ? bfloat16_of(value) : half_of(value); }
+inline std::uint16_t bits_of(float value, Operands operands) {
+  return operands == Operands::kBfloat16 ? bfloat16_of(value) : half_of(value);
+}
 
 }  // namespace handheld::testing

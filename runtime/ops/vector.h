@@ -255,7 +255,9 @@ struct Avx2Vector {
     const __m256i second = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT));
     return _mm256_castsi256_ps(_mm256_or_si256(first, _mm256_slli_epi32(second, 16)));
   }
-  static Register first_half(Register pairs) { return widen_lower(_mm256_and_si256(_mm256_castps_si256(pairs), _mm256_set1_epi32(0xffff))); }
+  static Register first_half(Register pairs) {
+    return widen_lower(_mm256_and_si256(_mm256_castps_si256(pairs), _mm256_set1_epi32(0xffff)));
+  }
   static Register second_half(Register pairs) { return widen_lower(_mm256_srli_epi32(_mm256_castps_si256(pairs), 16)); }
   static Register round_half(Register v) { return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   static void store(float* to, Register v) { _mm256_storeu_ps(to, v); }
@@ -331,7 +333,8 @@ struct NeonVector {
     return vreinterpretq_f32_u32(vandq_u32(load_pairs(pairs), vdupq_n_u32(0xffff0000u)));
   }
   static Register halves(Register a, Register b) {
-    const uint32x4_t first = vmovl_u16(vreinterpret_u16_f16(vcvt_f16_f32(a))), second = vshll_n_u16(vreinterpret_u16_f16(vcvt_f16_f32(b)), 16);
+    const uint32x4_t first = vmovl_u16(vreinterpret_u16_f16(vcvt_f16_f32(a)));
+    const uint32x4_t second = vshll_n_u16(vreinterpret_u16_f16(vcvt_f16_f32(b)), 16);
     return vreinterpretq_f32_u32(vorrq_u32(first, second));
   }
   static Register first_half(Register pairs) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_f32(pairs)))); }

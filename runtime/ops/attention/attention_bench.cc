@@ -38,8 +38,8 @@ int main(int count, char** arguments) {
     const char* name;
     std::int64_t heads, queries, keys, dim;
   };
-  const Layer layers[] = {{"SD1.x 64x64", 8, 4096, 4096, 40},         {"SD1.x 32x32", 8, 1024, 1024, 80},   {"SD1.x 16x16", 8, 256, 256, 160},
-                          {"SD1.x 64x64 to text", 8, 4096, 77, 40},   {"SD1.x 8x8", 8, 64, 64, 160},        {"SDXL 32x32", 20, 1024, 1024, 64},
+  const Layer layers[] = {{"SD1.x 64x64", 8, 4096, 4096, 40},       {"SD1.x 32x32", 8, 1024, 1024, 80}, {"SD1.x 16x16", 8, 256, 256, 160},
+                          {"SD1.x 64x64 to text", 8, 4096, 77, 40}, {"SD1.x 8x8", 8, 64, 64, 160},      {"SDXL 32x32", 20, 1024, 1024, 64},
                           {"SDXL 32x32 to text", 20, 1024, 77, 64},   {"decoder 64x64", 1, 4096, 4096, 512}};
   const int threads = count > 1 ? std::atoi(arguments[1]) : 1;
   for (const Layer& layer : layers) {
@@ -49,19 +49,25 @@ int main(int count, char** arguments) {
     std::vector<float> y(q.size());
     const Attention task{q.data(), k.data(), v.data(), nullptr, y.data(), 1, layer.heads, layer.queries, layer.keys, layer.dim,
                          1 / std::sqrt(static_cast<float>(layer.dim)), 0, 0, 0, 0};
-    const testing::Expected of_floats = testing::expected_query(task, 0, 0, 5), of_bfloat16 = testing::expected_query(testing::Rounded(task, Operands::kBfloat16).task, 0, 0, 5, Operands::kBfloat16),
-                            of_float16 = testing::expected_query(testing::Rounded(task, Operands::kFloat16).task, 0, 0, 5, Operands::kFloat16);
+    const auto expect = [&](Operands operands) {
+      return testing::expected_query(testing::Rounded(task, operands).task, 0, 0, 5, operands);
+    };
     for (const Isa isa : available_isas()) {
       struct Variant {
         const char* name;
         AttentionKernel kernel;
-        const testing::Expected& expected;
+        Operands operands = Operands::kFloat32;
       };
-      std::vector<Variant> variants = {{"flash", flash_attention_kernel(isa, Operands::kFloat32), of_floats},
-                                       {"partial softmax", partial_softmax_attention_kernel(isa), of_floats}};
-      if (isa == Isa::kAvx512Bf16 || isa == Isa::kNeonBf16) variants.push_back({"flash, bfloat16", flash_attention_kernel(isa, Operands::kBfloat16), of_bfloat16});
-      if (isa == Isa::kNeonFp16 || isa == Isa::kNeonBf16) variants.push_back({"flash, float16", flash_attention_kernel(isa, Operands::kFloat16), of_float16});
-      for (const auto& [name, kernel, expected] : variants) {
+      std::vector<Variant> variants = {{"flash", flash_attention_kernel(isa, Operands::kFloat32)},
+                                       {"partial softmax", partial_softmax_attention_kernel(isa)}};
+      if (isa == Isa::kAvx512Bf16 || isa == Isa::kNeonBf16) {
+        variants.push_back({"flash, bfloat16", flash_attention_kernel(isa, Operands::kBfloat16), Operands::kBfloat16});
+      }
+      if (isa == Isa::kNeonFp16 || isa == Isa::kNeonBf16) {
+        variants.push_back({"flash, float16", flash_attention_kernel(isa, Operands::kFloat16), Operands::kFloat16});
+      }
+      for (const auto& [name, kernel, operands] : variants) {
+        const testing::Expected expected = expect(operands);
         double best = INFINITY, total = 0;
         for (int repeat = 0; repeat < 7 && total < 1500; ++repeat) {
           const auto start = std::chrono::steady_clock::now();

@@ -36,7 +36,9 @@ struct Shape {
 // Inputs of a task, from addresses that are `misaligned` floats past an aligned one.
 struct Inputs {
   Inputs(const Shape& shape, double deviation, std::size_t misaligned = 0) : misaligned(misaligned) {
-    const auto size = [&](std::int64_t tokens) { return static_cast<std::size_t>(shape.batch * shape.heads * tokens * shape.dim) + misaligned; };
+    const auto size = [&](std::int64_t tokens) {
+      return static_cast<std::size_t>(shape.batch * shape.heads * tokens * shape.dim) + misaligned;
+    };
     const auto seed = static_cast<std::uint32_t>(shape.queries * 1009 + shape.keys * 31 + shape.dim);
     q = normal(size(shape.queries), 0, deviation, seed);
     k = normal(size(shape.keys), 0.25, 1, seed + 1);
@@ -86,9 +88,10 @@ std::vector<float> run(const Variant& variant, Attention task, std::size_t misal
     variant.kernel.run(task, piece, scratch);
   }
   for (std::size_t i = 0; i < kMargin; ++i) {
-    HANDHELD_CHECK(y[i + misaligned] == kUntouched && task.y[size + i] == kUntouched, "%s wrote outside of its output", variant.name.c_str());
-    HANDHELD_CHECK(scratch[-1 - static_cast<int>(i)] == kUntouched && scratch[floats + i] == kUntouched, "%s wrote outside of its scratch memory",
+    HANDHELD_CHECK(y[i + misaligned] == kUntouched && task.y[size + i] == kUntouched, "%s wrote outside of its output",
                    variant.name.c_str());
+    HANDHELD_CHECK(scratch[-1 - static_cast<int>(i)] == kUntouched && scratch[floats + i] == kUntouched,
+                   "%s wrote outside of its scratch memory", variant.name.c_str());
   }
   return {task.y, task.y + size};
 }
@@ -106,11 +109,13 @@ void check(const Variant& variant, const Inputs& inputs, std::int64_t step = 1) 
       const float got = y[static_cast<std::size_t>(((image * task.queries + query) * task.heads + head) * task.dim + i)];
       const double error = std::abs(got - expected.y[static_cast<std::size_t>(i)]);
       const double share = expected.allowed > 0 ? error / expected.allowed : error;
-      if (!(share <= worst)) worst = std::isnan(share) ? INFINITY : share;  // not fmax: GCC 12 for arm64 fails to vectorize it (internal error)
+      // not fmax: GCC 12 for arm64 fails to vectorize it (internal error)
+      if (!(share <= worst)) worst = std::isnan(share) ? INFINITY : share;
     }
   }
   if (worst > worst_of_all) worst_of_all = worst;
-  HANDHELD_CHECK(worst <= 1, "%s, batch %d, %d heads, %d queries, %d keys, dim %d, mask %d: %.2f times the allowed error", variant.name.c_str(),
+  HANDHELD_CHECK(worst <= 1, "%s, batch %d, %d heads, %d queries, %d keys, dim %d, mask %d: %.2f times the allowed error",
+                 variant.name.c_str(),
                  static_cast<int>(task.batch), static_cast<int>(task.heads), static_cast<int>(task.queries), static_cast<int>(task.keys),
                  static_cast<int>(task.dim), task.mask != nullptr, worst);
 }
@@ -137,7 +142,8 @@ void check_shapes(const Variant& variant) {
 void check_masks(const Variant& variant) {
   for (const Shape& shape : {Shape{1, 1, 1, 1, 1}, Shape{2, 3, 19, 37, 5}, Shape{1, 2, 77, 77, 64}, Shape{2, 2, 50, 200, 8}}) {
     const auto size = [&](bool of_images, bool of_heads, bool of_queries) {
-      return static_cast<std::size_t>((of_images ? shape.batch : 1) * (of_heads ? shape.heads : 1) * (of_queries ? shape.queries : 1) * shape.keys);
+      const std::int64_t rows = (of_images ? shape.batch : 1) * (of_heads ? shape.heads : 1) * (of_queries ? shape.queries : 1);
+      return static_cast<std::size_t>(rows * shape.keys);
     };
     std::vector<float> causal(size(false, false, true), 0.0f);
     for (std::int64_t query = 0; query < shape.queries; ++query) {
@@ -197,7 +203,9 @@ void check_large_scores(const Variant& variant) {
     Inputs inputs({1, 1, 50, 300, 4}, 1);
     inputs.task.scale = 1;
     for (std::size_t i = 0; i < inputs.q.size(); ++i) inputs.q[i] = 100;
-    for (std::size_t i = 0; i < inputs.k.size(); ++i) inputs.k[i] = static_cast<std::int64_t>(i / 4) == winner ? size : -size + size / 1000 * static_cast<float>(i / 4);
+    for (std::size_t i = 0; i < inputs.k.size(); ++i) {
+      inputs.k[i] = static_cast<std::int64_t>(i / 4) == winner ? size : -size + size / 1000 * static_cast<float>(i / 4);
+    }
     inputs.round_values(variant.operands);
     const std::vector<float> y = run(variant, inputs.task);
     for (std::size_t i = 0; i < y.size(); ++i) {
@@ -219,7 +227,7 @@ void check_special_values(const Variant& variant) {
   const Fault faults[] = {
       {&Inputs::q, 12 * 7 + 3, [](auto image, auto head, auto query, auto) { return image == 0 && head == 0 && query == 7; }},
       {&Inputs::k, 12 * 131 + 3, first_head},
-      {&Inputs::v, 12 * 131 + 3, [&](auto image, auto head, auto query, auto element) { return first_head(image, head, query, 0) && element == 3; }},
+      {&Inputs::v, 12 * 131 + 3, [](auto image, auto head, auto, auto element) { return image == 0 && head == 0 && element == 3; }},
   };
   for (const Fault& fault : faults) {
     Inputs inputs(shape, 1);
@@ -230,8 +238,9 @@ void check_special_values(const Variant& variant) {
       for (std::int64_t query = 0; query < shape.queries; ++query) {
         for (std::int64_t head = 0; head < shape.heads; ++head) {
           for (std::int64_t i = 0; i < shape.dim; ++i) {
-            HANDHELD_CHECK(std::isnan(y[at]) == fault.reaches(image, head, query, i), "%s: query %d of head %d of image %d is %g", variant.name.c_str(),
-                           static_cast<int>(query), static_cast<int>(head), static_cast<int>(image), static_cast<double>(y[at]));
+            HANDHELD_CHECK(std::isnan(y[at]) == fault.reaches(image, head, query, i), "%s: query %d of head %d of image %d is %g",
+                           variant.name.c_str(), static_cast<int>(query), static_cast<int>(head), static_cast<int>(image),
+                           static_cast<double>(y[at]));
             ++at;
           }
         }
@@ -245,10 +254,11 @@ void check_special_values(const Variant& variant) {
 int main() {
   for (const Isa isa : available_isas()) {
     const bool bfloat16 = isa == Isa::kAvx512Bf16 || isa == Isa::kNeonBf16, float16 = isa == Isa::kNeonFp16 || isa == Isa::kNeonBf16;
-    std::vector<Variant> variants = {{std::string("flash, ") + name_of(isa), flash_attention_kernel(isa, Operands::kFloat32)},
-                                     {std::string("partial softmax, ") + name_of(isa), partial_softmax_attention_kernel(isa)}};
-    if (bfloat16) variants.push_back({std::string("flash in bfloat16, ") + name_of(isa), flash_attention_kernel(isa, Operands::kBfloat16), Operands::kBfloat16});
-    variants.push_back({std::string("flash in float16, ") + name_of(isa), flash_attention_kernel(isa, Operands::kFloat16), Operands::kFloat16, !float16});
+    const std::string name = name_of(isa);
+    std::vector<Variant> variants = {{"flash, " + name, flash_attention_kernel(isa, Operands::kFloat32)},
+                                     {"partial softmax, " + name, partial_softmax_attention_kernel(isa)}};
+    if (bfloat16) variants.push_back({"flash in bfloat16, " + name, flash_attention_kernel(isa, Operands::kBfloat16), Operands::kBfloat16});
+    variants.push_back({"flash in float16, " + name, flash_attention_kernel(isa, Operands::kFloat16), Operands::kFloat16, !float16});
     for (const Variant& variant : variants) {
       worst_of_all = 0;
       check_shapes(variant);

@@ -8,98 +8,17 @@
 
 #include <cstdint>
 
-#include "../bfloat16.h"
-#include "../float16.h"
 #include "../vector_math.h"
 #include "attention.h"
+#include "key_block.h"
 
 namespace handheld {
 namespace {
 
-constexpr std::int64_t kKeyBlock = 96;            // keys whose scores with a tile stay in the first-level cache: 18 KB in 48 lanes
 constexpr std::int64_t kStateFloats = 256 << 10;  // of the tiles that share a block of keys: 1 MB, a second-level cache
 constexpr std::int64_t kMostTiles = 8;            // more would leave threads without work where queries are few
 constexpr float kLowest = -3.40282347e38f;        // no finite score is below it
 constexpr float kSmallest = 1.17549435e-38f;       // no sum but 0 is below it
-
-// One head of one image.
-struct Head {
-  const float *q, *k, *v, *mask;
-  float* y;
-  std::int64_t width;  // from a token to the next
-};
-
-inline Head head_of(const Attention& task, std::int64_t index) {
-  const std::int64_t image = index / task.heads, head = index % task.heads, width = task.heads * task.dim;
-  const std::int64_t of_queries = image * task.queries * width + head * task.dim, of_keys = image * task.keys * width + head * task.dim;
-  const float* mask = task.mask == nullptr ? nullptr : task.mask + image * task.mask_image_stride + head * task.mask_head_stride;
-  return {task.q + of_queries, task.k + of_keys, task.v + of_keys, mask, task.y + of_queries, width};
-}
-
-// A block of keys as the products take them: what `depth` elements of a key, or an element of `depth` values, make is in the place of a
-// float. Keys are k_stride floats apart, and v_stride each `depth` values.
-struct KeyBlock {
-  const float *k, *v;
-  std::int64_t k_stride, v_stride;
-};
-
-// Products of floats.
-template <typename V>
-struct Floats {
-  using Vector = V;
-  using Register = typename V::Register;
-  static constexpr int depth = 1;  // factors that are in the place of a float
-
-  static Register join(const Register (&factors)[1]) { return factors[0]; }
-  static Register multiply_add(Register a, Register b, Register c) { return V::multiply_add(a, b, c); }
-
-  // How many floats of memory the keys from `key` on take as products want them, and the keys there.
-  static constexpr std::int64_t block_floats(std::int64_t) { return 0; }
-  static KeyBlock block(const Attention&, const Head& head, std::int64_t key, std::int64_t, float*) {
-    return {head.k + key * head.width, head.v + key * head.width, head.width, head.width};
-  }
-};
-
-// Products of pairs of 16-bit numbers; N is one of ../bfloat16.h or ../float16.h.
-template <typename N>
-struct Pairs {
-  using Narrow = N;
-  using Vector = typename N::Vector;
-  using Register = typename N::Register;
-  static constexpr int depth = 2, lanes = Vector::lanes;
-
-  static Register join(const Register (&factors)[2]) { return N::pair(factors[0], factors[1]); }
-  static Register multiply_add(Register a, Register b, Register c) { return N::multiply_add(a, b, c); }
-
-  // k [kKeyBlock][k_stride] and v [kKeyBlock / 2][v_stride], whole registers.
-  static constexpr std::int64_t k_stride(std::int64_t dim) { return (dim + 2 * lanes - 1) / (2 * lanes) * lanes; }
-  static constexpr std::int64_t v_stride(std::int64_t dim) { return (dim + lanes - 1) / lanes * lanes; }
-  static constexpr std::int64_t block_floats(std::int64_t dim) { return kKeyBlock * k_stride(dim) + kKeyBlock / 2 * v_stride(dim); }
-
-  static Register load(const float* from, std::int64_t count) {
-    if (count >= lanes) return Vector::load(from);
-    return count <= 0 ? Vector::broadcast(0.0f) : Vector::load_part(from, static_cast<int>(count), 0.0f);
-  }
-
-  static KeyBlock block(const Attention& task, const Head& head, std::int64_t key, std::int64_t keys, float* memory) {
-    const KeyBlock block{memory, memory + kKeyBlock * k_stride(task.dim), k_stride(task.dim), v_stride(task.dim)};
-    float* const v = memory + kKeyBlock * block.k_stride;
-    for (std::int64_t i = 0; i < keys; ++i) {
-      const float* const from = head.k + (key + i) * head.width;
-      for (std::int64_t at = 0; at < task.dim; at += 2 * lanes) {
-        Vector::store(memory + i * block.k_stride + at / 2, N::narrow(load(from + at, task.dim - at), load(from + at + lanes, task.dim - at - lanes)));
-      }
-    }
-    for (std::int64_t i = 0; i < keys; i += 2) {
-      const float* const from = head.v + (key + i) * head.width;
-      for (std::int64_t at = 0; at < task.dim; at += lanes) {
-        const std::int64_t count = task.dim - at;
-        Vector::store(v + i / 2 * block.v_stride + at, N::pair(load(from + at, count), load(from + head.width + at, i + 1 < keys ? count : 0)));
-      }
-    }
-    return block;
-  }
-};
 
 template <int kValue>
 struct Count {};
@@ -167,8 +86,8 @@ struct Tile {
 
   // sums[row] += the sum over steps of a[row * row_stride + step * step_stride] * b[step]
   template <int kCount>
-  static void multiply(Register (&sums)[kCount][kColumns], const float* a, std::int64_t row_stride, std::int64_t step_stride, const float* b,
-                       std::int64_t steps) {
+  static void multiply(Register (&sums)[kCount][kColumns], const float* a, std::int64_t row_stride, std::int64_t step_stride,
+                       const float* b, std::int64_t steps) {
     if constexpr (requires { requires P::Narrow::has_own_loop; }) {
       const auto columns = [b](std::int64_t step, int i) { return b + step * kWidth + i * V::lanes; };
       P::Narrow::add_products(sums, a, row_stride, step_stride, columns, steps, [](std::int64_t) {});
@@ -220,7 +139,9 @@ struct Tile {
         for (int i = 0; i < V::lanes; ++i) {
           const int query = column * V::lanes + i;
           const float* from = head.mask + (first + query) * task.mask_query_stride + (key + at) * task.mask_key_stride;
-          square[i] = query >= count ? V::broadcast(0.0f) : task.mask_key_stride == 0 ? V::broadcast(*from) : V::load_part(from, here, 0.0f);
+          square[i] = query >= count               ? V::broadcast(0.0f)
+                      : task.mask_key_stride == 0 ? V::broadcast(*from)
+                                                  : V::load_part(from, here, 0.0f);
         }
         V::transpose(square);
         for (int i = 0; i < here; ++i) {
@@ -236,7 +157,9 @@ struct Tile {
     Register now[kColumns];
     for (int column = 0; column < kColumns; ++column) now[column] = V::load(maximum + column * V::lanes);
     for (std::int64_t key = 0; key < keys; ++key) {
-      for (int column = 0; column < kColumns; ++column) now[column] = V::max(V::load(scores + key * kWidth + column * V::lanes), now[column]);
+      for (int column = 0; column < kColumns; ++column) {
+        now[column] = V::max(V::load(scores + key * kWidth + column * V::lanes), now[column]);
+      }
     }
     for (int column = 0; column < kColumns; ++column) {
       correction[column] = exp_below_zero<V>(V::subtract(V::load(maximum + column * V::lanes), now[column]));

@@ -58,7 +58,8 @@ inline Expected expected_query(const Attention& task, std::int64_t image, std::i
       magnitude += std::abs(product);
     }
     if (task.mask != nullptr) {
-      const double mask = task.mask[image * task.mask_image_stride + head * task.mask_head_stride + query * task.mask_query_stride + key * task.mask_key_stride];
+      const double mask = task.mask[image * task.mask_image_stride + head * task.mask_head_stride + query * task.mask_query_stride +
+                                    key * task.mask_key_stride];
       score += mask;
       magnitude += std::abs(mask);
     }
@@ -81,7 +82,8 @@ inline Expected expected_query(const Attention& task, std::int64_t image, std::i
     if (term > 0) largest_score = std::max(largest_score, magnitudes[static_cast<std::size_t>(key)]);
   }
   for (double& each : expected.y) each /= sum;
-  expected.allowed = largest_value * (unit * (kOwnError + kScoreError * largest_score) + (operands == Operands::kBfloat16 ? kWeightError : 0));
+  const double of_weights = operands == Operands::kBfloat16 ? kWeightError : 0;
+  expected.allowed = largest_value * (unit * (kOwnError + kScoreError * largest_score) + of_weights);
   return expected;
 }
 

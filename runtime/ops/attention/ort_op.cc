@@ -1,4 +1,4 @@
-// handheld.FlashAttention and handheld.PartialSoftmaxAttention as ONNX Runtime's operators: checks what it is given and deals it to threads.
+// handheld.FlashAttention and PartialSoftmaxAttention as ONNX Runtime's operators: checks what it is given and deals it to threads.
 #include "../ort_kernel.h"
 
 #include <algorithm>
@@ -28,7 +28,8 @@ class Kernel {
     const Ort::ConstValue q = context.GetInput(0), k = context.GetInput(1), v = context.GetInput(2), mask = context.GetInput(3);
     const Shape shape = shape_of(q), keys = shape_of(k), values = shape_of(v);
     if (shape.size() != 3 || shape[2] % heads_ != 0) {
-      refuse(name_ + ": the queries have shape " + text_of(shape) + ", and must be [batch, tokens, " + std::to_string(heads_) + " heads * dim]");
+      refuse(name_ + ": the queries have shape " + text_of(shape) + ", and must be [batch, tokens, " + std::to_string(heads_) +
+             " heads * dim]");
     }
     if (keys.size() != 3 || keys[0] != shape[0] || keys[2] != shape[2]) {
       refuse(name_ + ": the keys have shape " + text_of(keys) + ", and the queries " + text_of(shape) + ": batch and channels must agree");
@@ -48,13 +49,15 @@ class Kernel {
   // which it uses again for the values of other nodes. Nothing tells how many threads a session has: there are as many parts as the machine
   // has cores; those that no thread comes to use are never touched.
   void run(const Ort::KernelContext& context, const Attention& task) const {
-    const std::int64_t pieces = kernel_.pieces(task), threads = std::min<std::int64_t>(pieces, std::max(1u, std::thread::hardware_concurrency()));
+    const std::int64_t pieces = kernel_.pieces(task);
+    const std::int64_t threads = std::min<std::int64_t>(pieces, std::max(1u, std::thread::hardware_concurrency()));
     const std::int64_t part = (kernel_.scratch(task) + kLine - 1) / kLine * kLine;
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::Allocator allocator = context.GetAllocator(*static_cast<const OrtMemoryInfo*>(memory));
     Ort::MemoryAllocation allocation = allocator.GetAllocation(static_cast<std::size_t>(threads * part + kLine) * sizeof(float));
     const auto address = reinterpret_cast<std::uintptr_t>(allocation.get());
-    float* const scratch = reinterpret_cast<float*>((address + kLine * sizeof(float) - 1) / (kLine * sizeof(float)) * (kLine * sizeof(float)));
+    constexpr std::size_t align = kLine * sizeof(float);
+    float* const scratch = reinterpret_cast<float*>((address + align - 1) / align * align);
     std::atomic<std::int64_t> next{0};
     parallel_for(context, threads, [&](std::int64_t thread) {
       for (std::int64_t piece; (piece = next++) < pieces;) kernel_.run(task, piece, scratch + thread * part);

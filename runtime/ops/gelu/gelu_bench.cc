@@ -14,7 +14,8 @@ int main() {
     const char* name;
     std::int64_t rows, channels;
   };
-  const Layer layers[] = {{"U-Net 320 @ 64x64", 64 * 64, 1280}, {"U-Net 640 @ 32x32", 32 * 32, 2560}, {"U-Net 1280 @ 16x16", 16 * 16, 5120}};
+  const Layer layers[] = {
+      {"U-Net 320 @ 64x64", 64 * 64, 1280}, {"U-Net 640 @ 32x32", 32 * 32, 2560}, {"U-Net 1280 @ 16x16", 16 * 16, 5120}};
   for (const Layer& layer : layers) {
     const auto size = static_cast<std::size_t>(layer.rows * layer.channels);
     const std::vector<float> x = testing::normal(2 * size, 0, 2, 1);
@@ -47,7 +48,8 @@ int main() {
         const std::size_t channels = static_cast<std::size_t>(layer.channels), at = i / channels * 2 * channels + i % channels;
         return testing::expected_geglu(x[at], x[at + channels]);
       });
-      time("gelu", 2 * bytes, [&] { kernels.gelu(x.data(), y.data(), count); }, [&](std::size_t i) { return testing::expected_gelu(x[i]); });
+      time("gelu", 2 * bytes, [&] { kernels.gelu(x.data(), y.data(), count); },
+           [&](std::size_t i) { return testing::expected_gelu(x[i]); });
       time("quick_gelu", 2 * bytes, [&] { kernels.quick_gelu(x.data(), y.data(), count); },
            [&](std::size_t i) { return testing::expected_quick_gelu(x[i]); });
       if (testing::failures > 0) return testing::report();

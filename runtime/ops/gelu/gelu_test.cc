@@ -98,7 +98,8 @@ void check_special_values(Isa isa) {
   kernels.gelu(x.data(), y.data(), 4);
   HANDHELD_CHECK(y[0] == infinity && y[1] == 0 && std::isnan(y[2]) && y[3] > 0.84f && y[3] < 0.85f, "gelu of %s", name_of(isa));
   kernels.quick_gelu(x.data(), y.data(), 4);
-  HANDHELD_CHECK(y[0] == infinity && std::isnan(y[1]) && std::isnan(y[2]) && y[3] > 0.84f && y[3] < 0.85f, "quick_gelu of %s", name_of(isa));
+  HANDHELD_CHECK(y[0] == infinity && std::isnan(y[1]) && std::isnan(y[2]) && y[3] > 0.84f && y[3] < 0.85f, "quick_gelu of %s",
+                 name_of(isa));
   kernels.geglu(ones.data(), x.data(), y.data(), 4);
   HANDHELD_CHECK(y[0] == infinity && y[1] == 0 && std::isnan(y[2]), "geglu of %s", name_of(isa));
   kernels.geglu(x.data(), zeros.data(), y.data(), 4);

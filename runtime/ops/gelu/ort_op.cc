@@ -38,7 +38,8 @@ class ElementwiseKernel {
     const std::vector<std::int64_t> shape = input.GetTensorTypeAndShapeInfo().GetShape();
     const float* x = input.GetTensorData<float>();
     float* y = Ort::KernelContext(context).GetOutput(0, shape).GetTensorMutableData<float>();
-    in_blocks(context, product(shape, shape.size()), kBlock, [&](std::int64_t from, std::int64_t to) { function_(x + from, y + from, to - from); });
+    const auto each = [&](std::int64_t from, std::int64_t to) { function_(x + from, y + from, to - from); };
+    in_blocks(context, product(shape, shape.size()), kBlock, each);
   }
 
  private:
@@ -52,7 +53,8 @@ struct ElementwiseOp : Operator<ElementwiseOp, ElementwiseKernel> {
   Function GeluKernels::*const function;
 };
 
-ElementwiseKernel::ElementwiseKernel(const OrtKernelInfo*, const ElementwiseOp& op) : function_(gelu_kernels(selected_isa()).*op.function) {}
+ElementwiseKernel::ElementwiseKernel(const OrtKernelInfo*, const ElementwiseOp& op)
+    : function_(gelu_kernels(selected_isa()).*op.function) {}
 
 struct GegluOp;
 

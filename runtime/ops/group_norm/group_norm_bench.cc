@@ -15,14 +15,16 @@ int main() {
     std::int64_t channels, positions;
   };
   constexpr std::int64_t kGroups = 32;
-  const Layer layers[] = {{"U-Net 320 @ 64x64", 320, 64 * 64}, {"U-Net 1280 @ 16x16", 1280, 16 * 16}, {"decoder 512 @ 128x128", 512, 128 * 128},
-                          {"decoder 128 @ 512x512", 128, 512 * 512}};
+  const Layer layers[] = {{"U-Net 320 @ 64x64", 320, 64 * 64}, {"U-Net 1280 @ 16x16", 1280, 16 * 16},
+                          {"decoder 512 @ 128x128", 512, 128 * 128}, {"decoder 128 @ 512x512", 128, 512 * 512}};
   for (const Layer& layer : layers) {
     const auto size = static_cast<std::size_t>(layer.channels * layer.positions);
     const std::vector<float> x = testing::normal(size, 0.5, 2, 1);
-    const std::vector<float> scale = testing::normal(static_cast<std::size_t>(layer.channels), 1, 0.5, 2), bias = testing::normal(scale.size(), 0, 1, 3);
+    const std::vector<float> scale = testing::normal(static_cast<std::size_t>(layer.channels), 1, 0.5, 2);
+    const std::vector<float> bias = testing::normal(scale.size(), 0, 1, 3);
     std::vector<float> y(size);
-    const GroupNorm task{x.data(), scale.data(), bias.data(), y.data(), layer.channels, layer.positions, kGroups, 1e-5f, true, size >= (8u << 20)};
+    const bool stream = size >= (8u << 20);
+    const GroupNorm task{x.data(), scale.data(), bias.data(), y.data(), layer.channels, layer.positions, kGroups, 1e-5f, true, stream};
     const std::vector<testing::Expected> expected = testing::expected_group(task, 5);
     for (const Isa isa : available_isas()) {
       const GroupNormKernel kernel = group_norm_kernel(isa);

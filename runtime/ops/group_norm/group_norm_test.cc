@@ -23,7 +23,8 @@ constexpr float kUntouched = 12345.0f;
 constexpr std::size_t kMargin = 64;
 
 // Runs every group, from and to addresses that are `misaligned` floats past an aligned one, and checks values and margins.
-void check(Isa isa, const Shape& shape, double mean, double deviation, bool silu, bool stream, std::size_t misaligned, float epsilon = 1e-5f) {
+void check(Isa isa, const Shape& shape, double mean, double deviation, bool silu, bool stream, std::size_t misaligned,
+           float epsilon = 1e-5f) {
   const std::size_t size = static_cast<std::size_t>(shape.batch * shape.channels * shape.positions);
   const auto seed = static_cast<std::uint32_t>(size * 2 + (silu ? 1 : 0));
   const std::vector<float> x = normal(size + misaligned, mean, deviation, seed);
@@ -31,7 +32,8 @@ void check(Isa isa, const Shape& shape, double mean, double deviation, bool silu
   const std::vector<float> bias = normal(static_cast<std::size_t>(shape.channels), 0, 1, seed + 2);
   std::vector<float> y(size + misaligned + 2 * kMargin, kUntouched);
   float* const first = y.data() + kMargin + misaligned;
-  const GroupNorm task{x.data() + misaligned, scale.data(), bias.data(), first, shape.channels, shape.positions, shape.groups, epsilon, silu, stream};
+  const GroupNorm task{x.data() + misaligned, scale.data(), bias.data(), first, shape.channels, shape.positions, shape.groups, epsilon,
+                       silu, stream};
 
   const GroupNormKernel kernel = group_norm_kernel(isa);
   for (std::int64_t index = 0; index < shape.batch * shape.groups; ++index) kernel(task, index);
@@ -89,7 +91,8 @@ void check_silu(Isa isa) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     const double v = values[i], expected = v / (1 + std::exp(-v));
     const double unit = std::abs(expected) / (1 << 23);
-    HANDHELD_CHECK(std::abs(y[i] - expected) <= (v < -88.7 ? 2.6e-37 : 2.5 * unit + 1.5e-45), "%s: silu(%.9g) is %.9g, not %.9g", name_of(isa), v,
+    HANDHELD_CHECK(std::abs(y[i] - expected) <= (v < -88.7 ? 2.6e-37 : 2.5 * unit + 1.5e-45), "%s: silu(%.9g) is %.9g, not %.9g",
+                   name_of(isa), v,
                    static_cast<double>(y[i]), expected);
   }
 }
@@ -105,7 +108,8 @@ void check_special_values(Isa isa) {
     for (std::int64_t index : {0, 1}) group_norm_kernel(isa)(task, index);
     for (int i = 0; i < 40; ++i) {
       HANDHELD_CHECK(std::isnan(y[static_cast<std::size_t>(i)]), "%s hid that an input was %g", name_of(isa), static_cast<double>(special));
-      HANDHELD_CHECK(std::isfinite(y[static_cast<std::size_t>(40 + i)]), "%s spread %g to another group", name_of(isa), static_cast<double>(special));
+      HANDHELD_CHECK(std::isfinite(y[static_cast<std::size_t>(40 + i)]), "%s spread %g to another group", name_of(isa),
+                     static_cast<double>(special));
     }
   }
   const std::vector<float> equal(40, 1e6f + 0.0625f), scale = {2, 3}, bias = {0.25f, -4};

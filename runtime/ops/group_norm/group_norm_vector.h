@@ -29,7 +29,9 @@ inline Moments moments_of_block(const float* x, std::int64_t size) {
   const Register zero = V::broadcast(0.0f);
   const std::int64_t whole = size - size % (kChains * V::lanes);
 
-  const auto total = [](const Register (&chain)[kChains]) { return V::sum(V::add(V::add(chain[0], chain[1]), V::add(chain[2], chain[3]))); };
+  const auto total = [](const Register (&chain)[kChains]) {
+    return V::sum(V::add(V::add(chain[0], chain[1]), V::add(chain[2], chain[3])));
+  };
   const auto part = [&](std::int64_t at) { return static_cast<int>(size - at < V::lanes ? size - at : V::lanes); };
 
   Register sums[kChains] = {zero, zero, zero, zero};

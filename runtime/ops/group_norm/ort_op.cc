@@ -37,8 +37,8 @@ class Kernel {
     const std::int64_t values = shape[0] * channels * positions;
     if (values == 0) return;
     const bool stream = values * static_cast<std::int64_t>(sizeof(float)) >= kStreamBytes;
-    const GroupNorm task{x.GetTensorData<float>(), scale.GetTensorData<float>(), bias.GetTensorData<float>(), y.GetTensorMutableData<float>(),
-                         channels, positions, groups_, epsilon_, silu_, stream};
+    const GroupNorm task{x.GetTensorData<float>(), scale.GetTensorData<float>(), bias.GetTensorData<float>(),
+                         y.GetTensorMutableData<float>(), channels, positions, groups_, epsilon_, silu_, stream};
     const std::int64_t count = shape[0] * groups_;
     const auto one = [&](std::int64_t index) { normalize_(task, index); };
     if (values < kSerialValues) {
@@ -70,7 +70,8 @@ struct Op : Operator<Op, Kernel> {
   const bool silu;
 };
 
-Kernel::Kernel(const OrtKernelInfo* raw, const Op& op) : name_(op.GetName()), silu_(op.silu), normalize_(group_norm_kernel(selected_isa())) {
+Kernel::Kernel(const OrtKernelInfo* raw, const Op& op)
+    : name_(op.GetName()), silu_(op.silu), normalize_(group_norm_kernel(selected_isa())) {
   const Ort::ConstKernelInfo info(raw);
   epsilon_ = attribute<float>(info, name_, "epsilon");
   groups_ = attribute<std::int64_t>(info, name_, "groups");

@@ -15,12 +15,14 @@ int main() {
     std::int64_t rows, depth, columns;
     LinearForm form;
   };
-  const Layer layers[] = {{"time embedding", 1, 1280, 1280, LinearForm::kPlain},       {"text ViT-L", 77, 768, 3072, LinearForm::kPlain},
-                          {"U-Net 320 @ 64x64", 4096, 320, 320, LinearForm::kAdd},     {"U-Net 320 @ 64x64", 4096, 320, 2560, LinearForm::kGeglu},
-                          {"U-Net 1280 @ 16x16", 256, 1280, 2560, LinearForm::kGeglu}, {"U-Net 1280 @ 16x16", 256, 5120, 1280, LinearForm::kAdd}};
+  const Layer layers[] = {
+      {"time embedding", 1, 1280, 1280, LinearForm::kPlain},       {"text ViT-L", 77, 768, 3072, LinearForm::kPlain},
+      {"U-Net 320 @ 64x64", 4096, 320, 320, LinearForm::kAdd},     {"U-Net 320 @ 64x64", 4096, 320, 2560, LinearForm::kGeglu},
+      {"U-Net 1280 @ 16x16", 256, 1280, 2560, LinearForm::kGeglu}, {"U-Net 1280 @ 16x16", 256, 5120, 1280, LinearForm::kAdd}};
   for (const Layer& layer : layers) {
     const auto size = [](std::int64_t a, std::int64_t b) { return static_cast<std::size_t>(a * b); };
-    const std::vector<float> x = testing::normal(size(layer.rows, layer.depth), 0, 1, 1), bias = testing::normal(size(layer.columns, 1), 0, 1, 2);
+    const std::vector<float> x = testing::normal(size(layer.rows, layer.depth), 0, 1, 1);
+    const std::vector<float> bias = testing::normal(size(layer.columns, 1), 0, 1, 2);
     const std::vector<float> residual = testing::normal(size(layer.rows, layer.columns), 0, 1, 3);
     std::vector<float> w = testing::normal(size(layer.depth, layer.columns), 0, 0.05, 4), y(size(layer.rows, layer.columns));
     const std::int64_t out = layer.form == LinearForm::kGeglu ? layer.columns / 2 : layer.columns;
@@ -28,8 +30,8 @@ int main() {
       const testing::Packed packed = testing::pack(w, layer.depth, layer.columns, operands);
       for (const Isa isa : available_isas()) {
         const LinearKernel kernel = linear_kernels(isa).of(operands);
-        Linear task{x.data(), nullptr, packed.data(), bias.data(), layer.form == LinearForm::kAdd ? residual.data() : nullptr, y.data(), layer.rows,
-                    layer.depth, layer.columns, layer.form};
+        Linear task{x.data(), nullptr, packed.data(), bias.data(), layer.form == LinearForm::kAdd ? residual.data() : nullptr, y.data(),
+                    layer.rows, layer.depth, layer.columns, layer.form};
         std::vector<std::uint16_t> pairs(size(layer.rows, layer.depth + 1));
         const bool rounds = kernel.round != nullptr;
         if (rounds) task.rounded = pairs.data();
@@ -48,8 +50,9 @@ int main() {
           if (testing::failures > 0) return testing::report();
         }
         const double operations = 2.0 * static_cast<double>(layer.rows * layer.depth * layer.columns);
-        std::printf("%-18s %5d x %4d x %5d %-8s %-10s %9.3f ms %6.1f GFLOP/s\n", layer.name, static_cast<int>(layer.rows), static_cast<int>(layer.depth),
-                    static_cast<int>(layer.columns), name_of(operands), name_of(isa), best * 1e3, operations / best / 1e9);
+        std::printf("%-18s %5d x %4d x %5d %-8s %-10s %9.3f ms %6.1f GFLOP/s\n", layer.name, static_cast<int>(layer.rows),
+                    static_cast<int>(layer.depth), static_cast<int>(layer.columns), name_of(operands), name_of(isa), best * 1e3,
+                    operations / best / 1e9);
       }
     }
   }

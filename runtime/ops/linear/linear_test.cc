@@ -49,14 +49,15 @@ void check(Isa isa, const Shape& shape, LinearForm form, Operands operands, std:
   const std::int64_t out = form == LinearForm::kGeglu ? columns / 2 : columns;
   const auto seed = static_cast<std::uint32_t>(m * 131 + depth * 17 + columns);
   const auto size = [](std::int64_t a, std::int64_t b) { return static_cast<std::size_t>(a * b); };
-  const std::vector<float> x = normal(size(m, depth) + misaligned, 0.1, scale, seed), bias = normal(size(columns, 1) + misaligned, 0, 1, seed + 1);
+  const std::vector<float> x = normal(size(m, depth) + misaligned, 0.1, scale, seed);
+  const std::vector<float> bias = normal(size(columns, 1) + misaligned, 0, 1, seed + 1);
   const std::vector<float> residual = normal(size(m, columns) + misaligned, 0, scale, seed + 2);
   std::vector<float> w = normal(size(depth, columns), 0, 1 / std::sqrt(static_cast<double>(depth + 1)), seed + 3);
   const testing::Packed packed = testing::pack(w, depth, columns, operands);
   std::vector<float> y(size(m, out) + misaligned + 2 * kMargin, kUntouched);
   float* const first = y.data() + kMargin + misaligned;
-  Linear task{x.data() + misaligned, nullptr, packed.data(), bias.data() + misaligned, form == LinearForm::kAdd ? residual.data() + misaligned : nullptr,
-              first, m, depth, columns, form};
+  Linear task{x.data() + misaligned, nullptr, packed.data(), bias.data() + misaligned,
+              form == LinearForm::kAdd ? residual.data() + misaligned : nullptr, first, m, depth, columns, form};
   const std::vector<std::uint16_t> pairs = rounded(kernel, task, operands);
   if (!pairs.empty()) task.rounded = pairs.data();
 
@@ -74,11 +75,12 @@ void check(Isa isa, const Shape& shape, LinearForm form, Operands operands, std:
     worst = std::fmax(worst, std::isnan(error) ? INFINITY : error);
   }
   worst_of_all = std::fmax(worst_of_all, worst);
-  HANDHELD_CHECK(worst <= 1, "%s, %s, %s, [%d, %d] x [%d, %d], blocks of %d x %d: %.2f times the allowed error", handheld::name_of(isa), name_of(form),
-                 handheld::name_of(operands), static_cast<int>(m), static_cast<int>(depth), static_cast<int>(depth), static_cast<int>(columns),
-                 static_cast<int>(rows), static_cast<int>(panels), worst);
+  HANDHELD_CHECK(worst <= 1, "%s, %s, %s, [%d, %d] x [%d, %d], blocks of %d x %d: %.2f times the allowed error", handheld::name_of(isa),
+                 name_of(form), handheld::name_of(operands), static_cast<int>(m), static_cast<int>(depth), static_cast<int>(depth),
+                 static_cast<int>(columns), static_cast<int>(rows), static_cast<int>(panels), worst);
   for (std::size_t i = 0; i < kMargin; ++i) {
-    HANDHELD_CHECK(y[i + misaligned] == kUntouched && first[size(m, out) + i] == kUntouched, "%s wrote outside of its output", handheld::name_of(isa));
+    HANDHELD_CHECK(y[i + misaligned] == kUntouched && first[size(m, out) + i] == kUntouched, "%s wrote outside of its output",
+                   handheld::name_of(isa));
   }
 }
 
@@ -106,7 +108,7 @@ void check_shapes(Isa isa, Operands operands) {
   check(isa, {33, 320, 1280}, LinearForm::kGeglu, operands, 240, 16, 0);
 }
 
-// W x + bias + residual of [channels, pixels] of a picture: `columns` pixels from `first` on are packed and multiplied, and no others written.
+// W x + bias + residual of [channels, pixels] of a picture: `columns` pixels from `first` on are packed and multiplied, no others written.
 void check_picture(Isa isa, const Shape& shape, bool adds, Operands operands, std::int64_t pixels, std::int64_t first) {
   const LinearKernels kernels = linear_kernels(isa);
   const auto [rows, depth, columns] = shape;
@@ -125,7 +127,8 @@ void check_picture(Isa isa, const Shape& shape, bool adds, Operands operands, st
   kernel.pack(x.data() + first, pixels, depth, columns, rounds ? static_cast<void*>(pairs.data()) : packed.data());
   HANDHELD_CHECK(packed.back() == kUntouched && pairs.back() == 0xffff, "%s packed outside of its output", handheld::name_of(isa));
   for (std::int64_t i = 0; i < panels * kPanelColumns * 2 * steps; ++i) {  // [panel][step][column][of the pair]
-    const std::int64_t k = i / (2 * kPanelColumns) % steps * 2 + i % 2, panel = i / (2 * kPanelColumns * steps), lane = i / 2 % kPanelColumns;
+    const std::int64_t k = i / (2 * kPanelColumns) % steps * 2 + i % 2;
+    const std::int64_t panel = i / (2 * kPanelColumns * steps), lane = i / 2 % kPanelColumns;
     if (k >= depth && !rounds) continue;
     const std::int64_t column = panel * kPanelColumns + lane;
     const float value = k < depth && column < columns ? x[static_cast<std::size_t>(k * pixels + first + column)] : 0.0f;
@@ -136,8 +139,8 @@ void check_picture(Isa isa, const Shape& shape, bool adds, Operands operands, st
 
   std::vector<float> y(size(rows, pixels), kUntouched);
   const void* const panels_of_x = rounds ? static_cast<const void*>(pairs.data()) : packed.data();
-  Linear task{w.data(), narrow.data(), panels_of_x, bias.data(), adds ? residual.data() + first : nullptr, y.data() + first, rows, depth, columns,
-              adds ? LinearForm::kAdd : LinearForm::kPlain};
+  Linear task{w.data(), narrow.data(), panels_of_x, bias.data(), adds ? residual.data() + first : nullptr, y.data() + first, rows, depth,
+              columns, adds ? LinearForm::kAdd : LinearForm::kPlain};
   task.bias_of_rows = true;
   task.stride = pixels;
   kernel.multiply(task, {0, rows / 2, 0, panels});
@@ -153,7 +156,8 @@ void check_picture(Isa isa, const Shape& shape, bool adds, Operands operands, st
     double expected = bias[static_cast<std::size_t>(row)], beside = std::abs(expected), products = 0, weights = 0;
     if (adds) expected += residual[static_cast<std::size_t>(i)], beside += std::abs(residual[static_cast<std::size_t>(i)]);
     for (std::int64_t k = 0; k < depth; ++k) {
-      const double weight = w[static_cast<std::size_t>(row * depth + k)], product = weight * x[static_cast<std::size_t>(k * pixels + pixel)];
+      const double weight = w[static_cast<std::size_t>(row * depth + k)];
+      const double product = weight * x[static_cast<std::size_t>(k * pixels + pixel)];
       expected += product;
       products += std::abs(product);
       weights += std::abs(weight);
@@ -163,8 +167,8 @@ void check_picture(Isa isa, const Shape& shape, bool adds, Operands operands, st
     worst = std::fmax(worst, std::abs(got - expected) / allowed);
   }
   worst_of_all = std::fmax(worst_of_all, worst);
-  HANDHELD_CHECK(worst <= 1, "%s, %s, %d channels of %d, %d pixels: %.2f times the allowed error", handheld::name_of(isa), handheld::name_of(operands),
-                 static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns), worst);
+  HANDHELD_CHECK(worst <= 1, "%s, %s, %d channels of %d, %d pixels: %.2f times the allowed error", handheld::name_of(isa),
+                 handheld::name_of(operands), static_cast<int>(rows), static_cast<int>(depth), static_cast<int>(columns), worst);
 }
 
 void check_pictures(Isa isa, Operands operands) {
@@ -197,8 +201,9 @@ void check_special_values(Isa isa, Operands operands) {
     }
     kernel.multiply(task, {0, m, 0, 2});
     for (std::int64_t i = 0; i < m * columns; ++i) {
-      HANDHELD_CHECK(std::isfinite(y[static_cast<std::size_t>(i)]) == (i / columns != 3), "%s: %g in row 3, and value %d is %g", handheld::name_of(isa),
-                     static_cast<double>(special), static_cast<int>(i), static_cast<double>(y[static_cast<std::size_t>(i)]));
+      HANDHELD_CHECK(std::isfinite(y[static_cast<std::size_t>(i)]) == (i / columns != 3), "%s: %g in row 3, and value %d is %g",
+                     handheld::name_of(isa), static_cast<double>(special), static_cast<int>(i),
+                     static_cast<double>(y[static_cast<std::size_t>(i)]));
     }
   }
 }

@@ -38,7 +38,9 @@ struct WidenedPairs : V {
   using Weight = std::uint16_t;
   using Activation = float;
   static constexpr int depth = 2, parts = 2;
-  static typename V::Register weights(const std::uint16_t* panel, int part) { return part == 0 ? V::load_first(panel) : V::load_second(panel); }
+  static typename V::Register weights(const std::uint16_t* panel, int part) {
+    return part == 0 ? V::load_first(panel) : V::load_second(panel);
+  }
   static typename V::Register activation(const float* x, int part) { return V::broadcast(x[part]); }
 };
 
@@ -71,9 +73,9 @@ using Sums = typename P::Register[kRows][kVectors];
 
 // Adds `parts` of one step to the sums of a tile.
 template <typename P, int kRows, int kPanels, int kParts>
-inline __attribute__((always_inline)) void add_step(Sums<P, kRows, kPanels * kPanelColumns / P::lanes>& sums, const typename P::Activation* x,
-                                                    std::int64_t stride, const typename P::Weight* const (&panels)[kPanels],
-                                                    std::int64_t step) {
+inline __attribute__((always_inline)) void add_step(Sums<P, kRows, kPanels * kPanelColumns / P::lanes>& sums,
+                                                    const typename P::Activation* x, std::int64_t stride,
+                                                    const typename P::Weight* const (&panels)[kPanels], std::int64_t step) {
   constexpr int kVectors = kPanelColumns / P::lanes;
 #pragma GCC unroll 8
   for (int panel = 0; panel < kPanels; ++panel) __builtin_prefetch(panels[panel] + (step + kFetchSteps) * kPanelColumns * P::depth);
@@ -97,7 +99,8 @@ inline __attribute__((always_inline)) void add_step(Sums<P, kRows, kPanels * kPa
 template <typename P, int kRows, int kPanels>
 inline __attribute__((always_inline)) void add_products(Sums<P, kRows, kPanels * kPanelColumns / P::lanes>& sums,
                                                         const typename P::Activation* x, std::int64_t stride,
-                                                        const typename P::Weight* const (&panels)[kPanels], std::int64_t depth, Fetch fetch) {
+                                                        const typename P::Weight* const (&panels)[kPanels], std::int64_t depth,
+                                                        Fetch fetch) {
   const std::int64_t steps = P::parts == P::depth ? depth / P::depth : (depth + 1) / 2;
   const auto fetch_some = [&] {
     for (std::int64_t i = 0; i < fetch.each; ++i, fetch.at += kLine) __builtin_prefetch(fetch.at, 0, 2);
@@ -206,7 +209,8 @@ inline void gated_tile(const Linear& task, std::int64_t row, std::int64_t panel,
   Sums<P, kRows, 2 * kVectors> sums;
 #pragma GCC unroll 16
   for (int i = 0; i < kVectors; ++i) {
-    const typename P::Register value = P::load(task.bias + column + i * P::lanes), gate = P::load(task.bias + channels + column + i * P::lanes);
+    const typename P::Register value = P::load(task.bias + column + i * P::lanes);
+    const typename P::Register gate = P::load(task.bias + channels + column + i * P::lanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sums[r][i] = value, sums[r][kVectors + i] = gate;
   }
@@ -233,7 +237,9 @@ inline void rows_of_tiles(const Linear& task, std::int64_t row, std::int64_t las
   constexpr int kWeightPanels = kGated ? 2 * kPanels : kPanels;
   const std::int64_t tiles = (last_row - row + kRows - 1) / kRows, eighths = depth.size / P::depth / 8;
   // one tile takes no longer than its weights take to come: there is nothing to fetch beside it
-  const std::int64_t each = next.at == nullptr || eighths == 0 || tiles == 1 ? 0 : (kWeightPanels * next.lines + tiles * eighths - 1) / (tiles * eighths);
+  const std::int64_t each = next.at == nullptr || eighths == 0 || tiles == 1
+                                ? 0
+                                : (kWeightPanels * next.lines + tiles * eighths - 1) / (tiles * eighths);
   std::int64_t line = 0;
   for (; row + kRows <= last_row; row += kRows, line += each * eighths) {
     const bool any = each > 0 && line < kPanels * next.lines;  // of a gated tile the gates are left to the hardware
@@ -296,7 +302,7 @@ void round_rows(const float* x, std::uint16_t* to, std::int64_t rows, std::int64
   }
 }
 
-// Rows of x are read one after the other, each into all panels, and the next ones fetched: a row of a picture's pixels is far from the next.
+// Rows of x are read one after the other, each into all panels, and the next ones fetched: a row of pixels is far from the next.
 template <typename V>
 void pack(const float* x, std::int64_t stride, std::int64_t depth, std::int64_t columns, void* to) {
   for (std::int64_t k = 0; k < depth; ++k, x += stride) {

@@ -58,7 +58,8 @@ inline double rounding(std::int64_t depth, double products, double weights, Oper
 }
 
 // One value before GELU. `w` is [depth, columns]; `activations`: what the kernel makes of them.
-inline Expected expected_product(const Linear& task, const std::vector<float>& w, std::int64_t row, std::int64_t column, Operands activations) {
+inline Expected expected_product(const Linear& task, const std::vector<float>& w, std::int64_t row, std::int64_t column,
+                                 Operands activations) {
   double y = task.bias[column], sum = 0, weights = 0, beside = std::abs(y);
   for (std::int64_t k = 0; k < task.depth; ++k) {
     const double weight = w[static_cast<std::size_t>(k * task.columns + column)], product = task.x[row * task.depth + k] * weight;

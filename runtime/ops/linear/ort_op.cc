@@ -12,7 +12,7 @@ namespace {
 constexpr std::int64_t kRows = 264;         // of a block at most: enough to use weights often
 constexpr std::int64_t kFewRows = 24;       // of a block at least, unless there are fewer
 constexpr std::int64_t kTileRows = 6;       // a multiple of the rows of every kernel's tiles
-constexpr std::int64_t kGroups = 4;         // of panels that are computed together, in a block at most: one is fetched while another is used
+constexpr std::int64_t kGroups = 4;         // of panels computed together, in a block at most: one is fetched while another is used
 constexpr std::int64_t kBlocks = 16;        // fewer leave threads idle at the end
 constexpr std::int64_t kRoundedRows = 16;   // that a thread rounds at a time
 
@@ -46,7 +46,8 @@ class Kernel {
     float* y = Ort::KernelContext(context).GetOutput(0, shape).GetTensorMutableData<float>();
     if (rows == 0) return;
 
-    Linear task{x.GetTensorData<float>(), nullptr, weights.GetTensorRawData(), bias.GetTensorData<float>(), residual, y, rows, depth, columns_, form_};
+    Linear task{x.GetTensorData<float>(), nullptr, weights.GetTensorRawData(), bias.GetTensorData<float>(), residual, y, rows, depth,
+                columns_, form_};
     if (kernel.round == nullptr) return multiply(context, task, kernel);
 
     const std::int64_t stride = depth + depth % 2;

@@ -46,7 +46,8 @@ class Kernel {
     const bool pairs = kernels_.of(operands).round != nullptr;  // else bfloat16 weights are made floats, which is exact
     const LinearKernel& kernel = pairs ? kernels_.of(operands) : kernels_.float32;
     const std::int64_t group = kernels_.panels * kPanelColumns, bytes = pairs ? sizeof(std::uint16_t) : sizeof(float);
-    const std::int64_t width = std::clamp(kPackedBytes / (std::max<std::int64_t>(depth, 1) * bytes) / group, std::int64_t{1}, divide_up(std::min(pixels, kMostPixels), group)) * group;
+    const std::int64_t groups = kPackedBytes / (std::max<std::int64_t>(depth, 1) * bytes) / group;
+    const std::int64_t width = std::clamp(groups, std::int64_t{1}, divide_up(std::min(pixels, kMostPixels), group)) * group;
     const std::int64_t columns = divide_up(pixels, width);
     std::int64_t rows = 1;
     while (batch * columns * rows < kBlocks && channels_out >= 2 * kFewRows * rows) rows *= 2;
@@ -55,7 +56,8 @@ class Kernel {
     const std::int64_t count = batch * columns * rows;
     const std::int64_t workers = std::min<std::int64_t>(count, std::max(1u, std::thread::hardware_concurrency()));
     const std::int64_t block_bytes = divide_up(depth, 2) * 2 * width * bytes;
-    const std::int64_t wide_bytes = operands != Operands::kFloat32 && !pairs ? divide_up(channels_out * depth * static_cast<std::int64_t>(sizeof(float)), kAlign) * kAlign : 0;
+    const std::int64_t as_floats = divide_up(channels_out * depth * static_cast<std::int64_t>(sizeof(float)), kAlign) * kAlign;
+    const std::int64_t wide_bytes = operands != Operands::kFloat32 && !pairs ? as_floats : 0;
     const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     Ort::Allocator allocator = context.GetAllocator(*static_cast<const OrtMemoryInfo*>(memory));
     Ort::MemoryAllocation allocation = allocator.GetAllocation(static_cast<std::size_t>(wide_bytes + workers * block_bytes + kAlign));
@@ -64,14 +66,17 @@ class Kernel {
     const auto* const narrow = static_cast<const std::uint16_t*>(weights.GetTensorRawData());
     const float* const w = wide_bytes == 0 ? static_cast<const float*>(weights.GetTensorRawData()) : reinterpret_cast<float*>(scratch);
     if (wide_bytes > 0) {
-      parallel_for(context, channels_out, [&](std::int64_t row) { widen(narrow + row * depth, depth, reinterpret_cast<float*>(scratch) + row * depth); });
+      parallel_for(context, channels_out, [&](std::int64_t row) {
+        widen(narrow + row * depth, depth, reinterpret_cast<float*>(scratch) + row * depth);
+      });
     }
     const auto multiply = [&](std::int64_t index, void* packed) {
       const std::int64_t row = index % rows * height, column = index / rows % columns * width, image = index / rows / columns;
-      const std::int64_t size = std::min(width, pixels - column), last = std::min(row + height, channels_out), first = image * channels_out * pixels + column;
+      const std::int64_t size = std::min(width, pixels - column), last = std::min(row + height, channels_out);
+      const std::int64_t first = image * channels_out * pixels + column;
       const float* const from = x.GetTensorData<float>() + image * depth * pixels + column;
-      Linear task{pairs ? nullptr : w, pairs ? narrow : nullptr, packed, bias, residual == nullptr ? nullptr : residual + first, y + first, channels_out,
-                  depth, size, residual == nullptr ? LinearForm::kPlain : LinearForm::kAdd};
+      Linear task{pairs ? nullptr : w, pairs ? narrow : nullptr, packed, bias, residual == nullptr ? nullptr : residual + first, y + first,
+                  channels_out, depth, size, residual == nullptr ? LinearForm::kPlain : LinearForm::kAdd};
       task.bias_of_rows = true;
       task.stride = pixels;
       const LinearBlock block{row, last, 0, divide_up(size, kPanelColumns)};
@@ -98,7 +103,8 @@ class Kernel {
   Operands check_weights(const Ort::ConstValue& weights, std::int64_t channels) const {
     const std::vector<std::int64_t> shape = weights.GetTensorTypeAndShapeInfo().GetShape();
     if (shape.size() != 4 || shape[1] != channels || shape[2] != 1 || shape[3] != 1) {
-      refuse(name_ + ": the shape of the weights is " + text_of(shape) + ", and must be [channels out, " + std::to_string(channels) + ", 1, 1]");
+      refuse(name_ + ": the shape of the weights is " + text_of(shape) + ", and must be [channels out, " + std::to_string(channels) +
+             ", 1, 1]");
     }
     const Operands operands = operands_of(weights, name_);
     if (operands != Operands::kFloat32 && channels % 2 != 0) {
@@ -107,7 +113,8 @@ class Kernel {
     return operands;
   }
 
-  const float* checked(const Ort::KernelContext& context, std::size_t index, const char* what, const std::vector<std::int64_t>& expected) const {
+  const float* checked(const Ort::KernelContext& context, std::size_t index, const char* what,
+                       const std::vector<std::int64_t>& expected) const {
     const Ort::ConstValue value = context.GetInput(index);
     const std::vector<std::int64_t> shape = value.GetTensorTypeAndShapeInfo().GetShape();
     if (shape != expected) refuse(name_ + ": the shape of the " + what + " is " + text_of(shape) + ", and must be " + text_of(expected));

@@ -61,7 +61,9 @@ inline std::vector<double> transformed_kernel(const float* kernel, const Matrice
   const auto alpha = static_cast<std::size_t>(matrices.alpha);
   std::vector<double> result(alpha * alpha);
   for (std::size_t i = 0; i < alpha * alpha; ++i) {
-    for (std::size_t r = 0; r < 9; ++r) result[i] += matrices.g[i / alpha][r / 3] * static_cast<double>(kernel[r]) * matrices.g[i % alpha][r % 3];
+    for (std::size_t r = 0; r < 9; ++r) {
+      result[i] += matrices.g[i / alpha][r / 3] * static_cast<double>(kernel[r]) * matrices.g[i % alpha][r % 3];
+    }
   }
   return result;
 }
@@ -101,9 +103,12 @@ inline Packed pack(const std::vector<float>& g, std::int64_t channels_out, std::
 }
 
 // What y is at one place.
-inline double expected_at(const WinogradConv& task, const std::vector<float>& g, std::int64_t image, std::int64_t o, std::int64_t row, std::int64_t column) {
+inline double expected_at(const WinogradConv& task, const std::vector<float>& g, std::int64_t image, std::int64_t o, std::int64_t row,
+                          std::int64_t column) {
   double sum = task.bias == nullptr ? 0 : static_cast<double>(task.bias[o]);
-  if (task.residual != nullptr) sum += static_cast<double>(task.residual[((image * task.channels_out + o) * task.height + row) * task.width + column]);
+  if (task.residual != nullptr) {
+    sum += static_cast<double>(task.residual[((image * task.channels_out + o) * task.height + row) * task.width + column]);
+  }
   for (std::int64_t c = 0; c < task.channels_in; ++c) {
     const float* x = task.x + (image * task.channels_in + c) * task.height * task.width;
     const float* kernel = g.data() + (o * task.channels_in + c) * 9;

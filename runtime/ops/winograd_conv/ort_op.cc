@@ -50,7 +50,9 @@ class Kernel {
     Ort::MemoryAllocation allocation = allocator.GetAllocation(winograd_conv_scratch(task, isa_, threads) + kAlign);
     const auto address = reinterpret_cast<std::uintptr_t>(allocation.get());
     void* const scratch = reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign);
-    winograd_conv(task, isa_, threads, scratch, [&](std::int64_t count, const std::function<void(std::int64_t)>& each) { parallel_for(context, count, each); });
+    winograd_conv(task, isa_, threads, scratch, [&](std::int64_t count, const std::function<void(std::int64_t)>& each) {
+      parallel_for(context, count, each);
+    });
   }
 
  private:
@@ -69,7 +71,8 @@ class Kernel {
     return type;
   }
 
-  const float* checked(const Ort::KernelContext& context, std::size_t index, const char* what, const std::vector<std::int64_t>& expected) const {
+  const float* checked(const Ort::KernelContext& context, std::size_t index, const char* what,
+                       const std::vector<std::int64_t>& expected) const {
     const Ort::ConstValue value = context.GetInput(index);
     const std::vector<std::int64_t> shape = value.GetTensorTypeAndShapeInfo().GetShape();
     if (shape != expected) refuse(name_ + ": the " + what + " has shape " + text_of(shape) + ", and must have " + text_of(expected));

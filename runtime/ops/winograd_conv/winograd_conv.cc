@@ -90,7 +90,8 @@ struct Schedule {
   // Blocks differ by one unit at most.
   TileBlock block(std::int64_t index) const {
     const std::int64_t units = divide_up(tiles, kUnitLanes), small = units / blocks, large = units % blocks;
-    const std::int64_t first = (index * small + std::min(index, large)) * kUnitLanes, lanes = (small + (index < large ? 1 : 0)) * kUnitLanes;
+    const std::int64_t first = (index * small + std::min(index, large)) * kUnitLanes;
+    const std::int64_t lanes = (small + (index < large ? 1 : 0)) * kUnitLanes;
     return {first, static_cast<int>(std::min(lanes, tiles - first)), static_cast<int>(lanes)};
   }
 };
@@ -153,14 +154,15 @@ void winograd_conv(const WinogradConv& task, Isa isa, int threads, void* scratch
     const std::int64_t parts = std::clamp(divide_up(kTasksPerThread * threads, blocks), std::int64_t{1}, divide_up(schedule.depth, 4));
     parallel(blocks * parts, [&](std::int64_t index) {
       const std::int64_t block = index / parts, part = index % parts;
-      kernel.transform(task, schedule.block(first + block), schedule.depth * part / parts, schedule.depth * (part + 1) / parts, v_of(block));
+      const std::int64_t begin = schedule.depth * part / parts, end = schedule.depth * (part + 1) / parts;
+      kernel.transform(task, schedule.block(first + block), begin, end, v_of(block));
     });
     const std::int64_t groups = divide_up(schedule.panels, schedule.panels_at_once);
     parallel(groups * blocks, [&](std::int64_t index) {
       const std::int64_t group = index / blocks, block = index % blocks;  // the blocks of one U follow each other
+      const std::int64_t begin = schedule.panels * group / groups, end = schedule.panels * (group + 1) / groups;
       slots.with_one([&](char* slot) {
-        kernel.multiply(task, schedule.block(first + block), schedule.panels * group / groups, schedule.panels * (group + 1) / groups, v_of(block),
-                        reinterpret_cast<float*>(slot));
+        kernel.multiply(task, schedule.block(first + block), begin, end, v_of(block), reinterpret_cast<float*>(slot));
       });
     });
   }

@@ -44,8 +44,8 @@ using Parallel = std::function<void(std::int64_t count, const std::function<void
 std::size_t winograd_conv_scratch(const WinogradConv& task, Isa isa, int threads);
 
 // Convolves. `scratch` is aligned to 64 bytes and as large as winograd_conv_scratch says for these arguments; where more than `threads`
-// threads come, some wait. Reads and writes nothing outside of the arrays and `scratch`; calls that share neither y nor `scratch` may run at
-// the same time.
+// threads come, some wait. Reads and writes nothing outside of the arrays and `scratch`; calls that share neither y nor `scratch` may run
+// at the same time.
 //
 // Error: what is rounded is numbers in transformed space. Measured against double, as root mean squares relative to y's, for weights and
 // inputs without structure: F(2x2) 6e-7, F(4x4) 2e-6, F(6x6) 7e-6; with bfloat16 weights F(2x2) 4e-3, F(4x4) 1.3e-2. kAvx512Bf16

@@ -116,7 +116,8 @@ struct Window {
 
 void measure(const Layer& layer, Isa isa, int threads, int repeat, Pool& pool) {
   const std::int64_t positions = layer.size * layer.size;
-  const auto in = static_cast<std::size_t>(layer.batch * layer.channels_in * positions), out = static_cast<std::size_t>(layer.batch * layer.channels_out * positions);
+  const auto in = static_cast<std::size_t>(layer.batch * layer.channels_in * positions);
+  const auto out = static_cast<std::size_t>(layer.batch * layer.channels_out * positions);
   const std::vector<float> x = testing::normal(in, 0, 1, 1), bias = testing::normal(static_cast<std::size_t>(layer.channels_out), 0, 1, 2);
   // the kernel of one output channel, for all: packing the real number of them takes longer than all else here
   const std::vector<float> one = testing::normal(static_cast<std::size_t>(layer.channels_in * 9), 0, 1, 3);
@@ -143,9 +144,11 @@ void measure(const Layer& layer, Isa isa, int threads, int repeat, Pool& pool) {
   for (std::size_t i = 0; i < 64; ++i) {
     const auto at = static_cast<std::int64_t>(out / 64 * i + i % 7);
     const std::int64_t o = at / positions % layer.channels_out;
-    const WinogradConv first{x.data(), nullptr, Operands::kFloat32, nullptr, nullptr, nullptr, layer.batch, layer.channels_in, 1, layer.size, layer.size, layer.tile, false};
-    const double expected = testing::expected_at(first, one, at / positions / layer.channels_out, 0, at / layer.size % layer.size, at % layer.size) +
-                            static_cast<double>(bias[static_cast<std::size_t>(o)]);
+    const WinogradConv first{x.data(), nullptr, Operands::kFloat32, nullptr, nullptr, nullptr, layer.batch, layer.channels_in, 1,
+                             layer.size, layer.size, layer.tile, false};
+    const std::int64_t image = at / positions / layer.channels_out, row = at / layer.size % layer.size, column = at % layer.size;
+    const double expected =
+        testing::expected_at(first, one, image, 0, row, column) + static_cast<double>(bias[static_cast<std::size_t>(o)]);
     squares += expected * expected;
     errors += std::pow(static_cast<double>(aligned[at]) - expected, 2);
   }
@@ -167,12 +170,14 @@ void measure(const Layer& layer, Isa isa, int threads, int repeat, Pool& pool) {
   }
   std::sort(kept.begin(), kept.end());
   const double seconds = kept[kept.size() / 2];
-  const double direct = 2.0 * 9 * static_cast<double>(layer.channels_in * layer.channels_out) * static_cast<double>(layer.batch * positions) / 1e9;
+  const auto matrix = static_cast<double>(layer.channels_in * layer.channels_out);
+  const double direct = 2.0 * 9 * matrix * static_cast<double>(layer.batch * positions) / 1e9;
   const double tiles = std::ceil(static_cast<double>(layer.size) / layer.tile), alpha = layer.tile + 2;
-  const double products = 2.0 * alpha * alpha * static_cast<double>(layer.channels_in * layer.channels_out * layer.batch) * tiles * tiles / 1e9;
-  std::printf("%5d %5d %4d %2d  F(%d) %-8s %-10s %8.2f ms (best %8.2f, %2d of %2d) %6.0f GFLOP/s direct, %5.0f products, peak %4.0f (%3.0f %%), error %.1e, scratch %.1f MB\n",
-              static_cast<int>(layer.channels_in), static_cast<int>(layer.channels_out), static_cast<int>(layer.size), static_cast<int>(layer.batch),
-              layer.tile, name_of(layer.operands), name_of(isa), seconds * 1e3, kept[0] * 1e3, static_cast<int>(kept.size()), repeat, direct / seconds,
+  const double products = 2.0 * alpha * alpha * matrix * static_cast<double>(layer.batch) * tiles * tiles / 1e9;
+  std::printf("%5d %5d %4d %2d  F(%d) %-8s %-10s ", static_cast<int>(layer.channels_in), static_cast<int>(layer.channels_out),
+              static_cast<int>(layer.size), static_cast<int>(layer.batch), layer.tile, name_of(layer.operands), name_of(isa));
+  std::printf("%8.2f ms (best %8.2f, %2d of %2d) ", seconds * 1e3, kept[0] * 1e3, static_cast<int>(kept.size()), repeat);
+  std::printf("%6.0f GFLOP/s direct, %5.0f products, peak %4.0f (%3.0f %%), error %.1e, scratch %.1f MB\n", direct / seconds,
               products / seconds, fastest, fastest > 0 ? 100 * products / seconds / fastest : 0, error, static_cast<double>(bytes) / 1e6);
   std::fflush(stdout);
 }
@@ -186,7 +191,8 @@ Layer layer_of(const std::string& text) {
   layer.channels_out = out;
   layer.size = size;
   layer.tile = tile;
-  layer.operands = std::string(kind) == "bf16" ? Operands::kBfloat16 : std::string(kind) == "fp16" ? Operands::kFloat16 : Operands::kFloat32;
+  const std::string precision = kind;
+  layer.operands = precision == "bf16" ? Operands::kBfloat16 : precision == "fp16" ? Operands::kFloat16 : Operands::kFloat32;
   layer.batch = batch;
   return layer;
 }
@@ -208,8 +214,9 @@ int main(int count, char** arguments) {
     }
   }
   if (layers.empty()) {
-    const std::int64_t shapes[][3] = {{320, 320, 64},   {640, 320, 64},   {960, 320, 64},   {640, 640, 32},   {1920, 640, 32},  {1280, 1280, 16}, {2560, 1280, 16},
-                                      {1280, 1280, 8},  {512, 512, 64},   {512, 512, 128},  {512, 512, 256},  {256, 256, 512},  {128, 128, 512}, {256, 128, 512}};
+    const std::int64_t shapes[][3] = {{320, 320, 64},    {640, 320, 64},    {960, 320, 64},  {640, 640, 32},  {1920, 640, 32},
+                                      {1280, 1280, 16},  {2560, 1280, 16},  {1280, 1280, 8}, {512, 512, 64},  {512, 512, 128},
+                                      {512, 512, 256},   {256, 256, 512},   {128, 128, 512}, {256, 128, 512}};
     for (const auto& shape : shapes) {
       if (shape[2] <= 16) layers.push_back({shape[0], shape[1], shape[2], 2, Operands::kFloat32});
       if (shape[2] > 8) layers.push_back({shape[0], shape[1], shape[2], 4, Operands::kFloat32});

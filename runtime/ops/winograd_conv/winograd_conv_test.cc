@@ -94,13 +94,16 @@ void check(Isa isa, const Shape& shape, const Variant& variant, std::int64_t eve
   const std::size_t positions = count(shape.height, shape.width), in = count(shape.batch * shape.channels_in, shape.height * shape.width);
   const std::size_t out = count(shape.batch, shape.channels_out) * positions;
   const auto seed = static_cast<std::uint32_t>(in * 3 + out);
-  const std::vector<float> x = normal(in, variant.mean, variant.deviation, seed), g = normal(count(shape.channels_out, shape.channels_in) * 9, 0, 1, seed + 1);
-  const std::vector<float> bias = normal(count(shape.channels_out, 1), 0, 1, seed + 2), residual = normal(variant.residual ? out : 0, 0, 1, seed + 3);
+  const std::vector<float> x = normal(in, variant.mean, variant.deviation, seed);
+  const std::vector<float> g = normal(count(shape.channels_out, shape.channels_in) * 9, 0, 1, seed + 1);
+  const std::vector<float> bias = normal(count(shape.channels_out, 1), 0, 1, seed + 2);
+  const std::vector<float> residual = normal(variant.residual ? out : 0, 0, 1, seed + 3);
   std::vector<float> y(out + 2 * kMargin, kUntouched);
   float* const first = y.data() + kMargin;
   const testing::Packed packed = testing::pack(g, shape.channels_out, shape.channels_in, variant.tile, variant.operands);
-  const WinogradConv task{x.data(), packed.data(), variant.operands, variant.bias ? bias.data() : nullptr, variant.residual ? residual.data() : nullptr,
-                          first, shape.batch, shape.channels_in, shape.channels_out, shape.height, shape.width, variant.tile, variant.silu};
+  const WinogradConv task{x.data(), packed.data(), variant.operands, variant.bias ? bias.data() : nullptr,
+                          variant.residual ? residual.data() : nullptr, first, shape.batch, shape.channels_in, shape.channels_out,
+                          shape.height, shape.width, variant.tile, variant.silu};
 
   Scratch scratch(winograd_conv_scratch(task, isa, variant.threads));
   winograd_conv(task, isa, variant.threads, scratch.data(), variant.threads > 1 ? by_threads(variant.threads) : Parallel(in_turn));
@@ -109,16 +112,19 @@ void check(Isa isa, const Shape& shape, const Variant& variant, std::int64_t eve
   double worst = 0;
   for (std::size_t at = 0; at < out; at += static_cast<std::size_t>(every)) {
     const auto place = static_cast<std::int64_t>(at), column = place % shape.width, row = place / shape.width % shape.height;
-    const std::int64_t o = place / shape.width / shape.height % shape.channels_out, image = place / shape.width / shape.height / shape.channels_out;
+    const std::int64_t plane = place / shape.width / shape.height, o = plane % shape.channels_out, image = plane / shape.channels_out;
     double weights = 0;
-    for (std::int64_t i = 0; i < shape.channels_in * 9; ++i) weights += std::pow(static_cast<double>(g[static_cast<std::size_t>(o * shape.channels_in * 9 + i)]), 2);
+    for (std::int64_t i = 0; i < shape.channels_in * 9; ++i) {
+      weights += std::pow(static_cast<double>(g[static_cast<std::size_t>(o * shape.channels_in * 9 + i)]), 2);
+    }
     const double alpha = variant.tile + 2, expected = testing::expected_at(task, g, image, o, row, column);
     const double size = std::sqrt(weights * energy(task, image, row, column)) / std::fmin(alpha, 3);
     const double error = std::abs(first[at] - expected) / (1.1 * allowed * size + 1e-6 * (std::abs(expected) + 1));
     worst = std::fmax(worst, std::isnan(error) ? INFINITY : error);
   }
   worst_of_all = std::fmax(worst_of_all, worst);
-  HANDHELD_CHECK(worst <= 1, "%s, F(%d), %s, [%d, %d -> %d, %d, %d], bias %d, residual %d, silu %d, %d threads, mean %g: %.2f times the allowed error",
+  HANDHELD_CHECK(worst <= 1,
+                 "%s, F(%d), %s, [%d, %d -> %d, %d, %d], bias %d, residual %d, silu %d, %d threads, mean %g: %.2f times the allowed error",
                  name_of(isa), variant.tile, name_of(variant.operands), static_cast<int>(shape.batch), static_cast<int>(shape.channels_in),
                  static_cast<int>(shape.channels_out), static_cast<int>(shape.height), static_cast<int>(shape.width), variant.bias,
                  variant.residual, variant.silu, variant.threads, variant.mean, worst);
@@ -128,8 +134,9 @@ void check(Isa isa, const Shape& shape, const Variant& variant, std::int64_t eve
 }
 
 void check_shapes(Isa isa) {
-  const Shape shapes[] = {{1, 1, 1, 1, 1},   {1, 1, 1, 2, 3},    {2, 3, 4, 5, 7},    {1, 4, 3, 1, 40},  {1, 2, 9, 33, 1},   {3, 5, 8, 6, 6},
-                          {1, 9, 12, 16, 8}, {2, 7, 17, 13, 11}, {1, 16, 24, 8, 8},  {2, 8, 8, 24, 24}, {1, 3, 5, 19, 97},  {1, 64, 56, 12, 12}};
+  const Shape shapes[] = {{1, 1, 1, 1, 1},  {1, 1, 1, 2, 3},  {2, 3, 4, 5, 7},   {1, 4, 3, 1, 40},
+                          {1, 2, 9, 33, 1}, {3, 5, 8, 6, 6},  {1, 9, 12, 16, 8}, {2, 7, 17, 13, 11},
+                          {1, 16, 24, 8, 8}, {2, 8, 8, 24, 24}, {1, 3, 5, 19, 97}, {1, 64, 56, 12, 12}};
   for (const Shape& shape : shapes) {
     for (const int tile : {2, 4, 6}) {
       for (const Operands operands : kAll) {
@@ -146,9 +153,9 @@ void check_shapes(Isa isa) {
     check(isa, {1, 700, 9, 9, 9}, {tile, Operands::kFloat32, true, false, false, 1, 0, 1}, 7);    // sums of sums
     check(isa, {1, 701, 9, 9, 9}, {tile, Operands::kBfloat16, true, false, false, 1, 0, 1}, 7);
     check(isa, {1, 351, 9, 9, 9}, {tile, Operands::kFloat16, true, false, false, 1, 0, 1}, 7);
-    check(isa, {1, 2, 9, 260, 250}, {tile, Operands::kFloat32, true, false, false, 2, 0, 1}, 31);  // blocks enough for every thread to have its own
+    check(isa, {1, 2, 9, 260, 250}, {tile, Operands::kFloat32, true, false, false, 2, 0, 1}, 31);  // blocks enough for each thread
     check(isa, {1, 3, 9, 260, 250}, {tile, Operands::kBfloat16, true, false, false, 2, 0, 1}, 31);
-    check(isa, {1, 2, 72, 256, 256}, {tile, Operands::kFloat32, true, false, false, 2, 0, 1}, 997);  // an output that is written past the caches
+    check(isa, {1, 2, 72, 256, 256}, {tile, Operands::kFloat32, true, false, false, 2, 0, 1}, 997);  // written past the caches
   }
 }
 
@@ -176,7 +183,8 @@ void check_special_values(Isa isa) {
         const bool wrong = std::abs(row - 3) <= 1 && std::abs(column - 20) <= 1;
         const bool near = std::abs(row - 3) <= tile + 1 && std::abs(column - 20) <= tile + 1;
         const float value = y[static_cast<std::size_t>(i)];
-        HANDHELD_CHECK(wrong ? std::isnan(value) : near || !std::isnan(value), "%s, F(%d): what is not a number at row %d, column %d", name_of(isa), tile,
+        HANDHELD_CHECK(wrong ? std::isnan(value) : near || !std::isnan(value), "%s, F(%d): what is not a number at row %d, column %d",
+                       name_of(isa), tile,
                        static_cast<int>(row), static_cast<int>(column));
       }
     }

@@ -5,11 +5,10 @@
 
 #include <cstdint>
 
-#include "../bfloat16.h"
-#include "../float16.h"
 #include "../vector_math.h"
 #include "blocks.h"
 #include "interleave.h"
+#include "sums.h"
 #include "transforms.h"
 
 namespace handheld {
@@ -17,30 +16,6 @@ namespace {
 
 // Input channels that are summed up in registers before the sum is added to others: sums of sums round less than one long sum.
 constexpr std::int64_t kChainedProducts = 320;
-
-// How many channels and registers of tiles a micro-kernel sums up at once, so that the sums and a row of V fit into the registers.
-template <typename V>
-struct Blocking;
-template <>
-struct Blocking<PortableVector> {
-  static constexpr int rows = 4, vectors = 1;
-};
-
-// Products of floats.
-template <typename V>
-struct FloatProducts {
-  using Vector = V;
-  using Register = typename V::Register;
-  static constexpr int channels = 1;  // in one place of V
-  static Register multiply_add(Register u, Register v, Register sum) { return V::multiply_add(u, v, sum); }
-};
-
-// Products of pairs of 16-bit numbers; N is one of ../bfloat16.h or ../float16.h.
-template <typename N>
-struct PairProducts : N {
-  using Narrow = N;
-  static constexpr int channels = 2;
-};
 
 // Tiles that follow each other in a row of tiles.
 struct Run {
@@ -74,7 +49,8 @@ constexpr int kRowFloats = kBlockLanes * tile + 32;  // a row of pixels of a blo
 // B^T d of the columns [left, left + count) of alpha rows of pixels from `top` on: rows of kRowFloats floats. There are zeros around
 // the picture. `ahead`: how far the pixels are that will be wanted next, or 0.
 template <typename V, int tile>
-inline void transform_columns(const WinogradConv& task, const float* x, std::int64_t top, std::int64_t left, int count, std::int64_t ahead, float* to) {
+inline void transform_columns(const WinogradConv& task, const float* x, std::int64_t top, std::int64_t left, int count,
+                              std::int64_t ahead, float* to) {
   using Register = typename V::Register;
   constexpr int alpha = tile + 2;
   static const float zeros[kRowFloats<tile>] = {};
@@ -190,113 +166,6 @@ inline void transform_block(const WinogradConv& task, const TileBlock& block, st
   }
 }
 
-// One call of the micro-kernel: sums over the depth of products of `panels` panels and some registers of tiles.
-struct Sums {
-  const float* u;        // [depth][kPanelChannels]
-  std::int64_t u_panel;  // from panel to panel
-  const float* v;        // [depth][lanes]
-  std::int64_t depth;
-  int lanes;
-  float* m;             // [channels][lanes]
-  bool add;             // to what is there
-  const float* u_next;  // what will be wanted of U, [depth][kPanelChannels],
-  const float* v_next;  // and of V, v_step floats for each index of the depth
-  std::int64_t v_step;
-};
-
-// Not inlined: what stands around it would take registers from it.
-template <typename Products, int panels, int rows, int vectors>
-__attribute__((noinline)) void sum_up(const Sums& task) {
-  using V = typename Products::Vector;
-  using Register = typename V::Register;
-  constexpr int count = panels * rows;
-  Register sums[count][vectors];
-#pragma GCC unroll 16
-  for (int row = 0; row < count; ++row) {
-#pragma GCC unroll 3
-    for (int i = 0; i < vectors; ++i) sums[row][i] = V::broadcast(0.0f);
-  }
-  const float* u = task.u;
-  const float* v = task.v;
-  // To have the next operands in the cache in time decides over the speed: what reads them ahead in hardware stops at every page.
-  const float* u_next = task.u_next;
-  const float* v_next = task.v_next;
-  const auto fetch = [&] {
-#pragma GCC unroll 2
-    for (int panel = 0; panel < panels; ++panel) {
-      __builtin_prefetch(u_next + panel * task.u_panel, 0, 2);
-      __builtin_prefetch(u_next + panel * task.u_panel + 16, 0, 2);
-    }
-    __builtin_prefetch(v_next, 0, 2);
-    __builtin_prefetch(v_next + 16, 0, 2);
-    u_next += 4 * kPanelChannels;
-    v_next += 4 * task.v_step;
-  };
-  if constexpr (requires { requires Products::Narrow::has_own_loop; }) {
-    static_assert(panels == 1);  // two are for registers of as many lanes as the smallest block
-    const auto columns = [&](std::int64_t step, int i) { return v + step * task.lanes + i * V::lanes; };
-    Products::add_products(sums, u, 1, kPanelChannels, columns, task.depth, [&](std::int64_t k) {
-      if (k % 4 == 0) fetch();
-    });
-  } else {
-    const auto step = [&] {
-      Register values[vectors];
-#pragma GCC unroll 3
-      for (int i = 0; i < vectors; ++i) values[i] = V::load(v + i * V::lanes);
-#pragma GCC unroll 16
-      for (int row = 0; row < count; ++row) {
-        const Register weight = V::broadcast(u[row / rows * task.u_panel + row % rows]);
-#pragma GCC unroll 3
-        for (int i = 0; i < vectors; ++i) sums[row][i] = Products::multiply_add(weight, values[i], sums[row][i]);
-      }
-      u += kPanelChannels;
-      v += task.lanes;
-    };
-    std::int64_t k = 0;
-    for (; k + 4 <= task.depth; k += 4) {
-      fetch();
-      step();
-      step();
-      step();
-      step();
-    }
-    for (; k < task.depth; ++k) step();
-  }
-#pragma GCC unroll 16
-  for (int row = 0; row < count; ++row) {
-    float* m = task.m + (row / rows * kPanelChannels + row % rows) * task.lanes;
-#pragma GCC unroll 3
-    for (int i = 0; i < vectors; ++i) {
-      V::store(m + i * V::lanes, task.add ? V::add(V::load(m + i * V::lanes), sums[row][i]) : sums[row][i]);
-    }
-  }
-}
-
-// All channels of `panels` panels, all tiles of the block.
-template <typename Products, int panels>
-inline void sum_up_panels(Sums task) {
-  using V = typename Products::Vector;
-  using Block = Blocking<V>;
-  const Sums whole = task;
-  for (int at = 0; at < whole.lanes;) {
-    const int left = (whole.lanes - at) / V::lanes;
-    const int vectors = left == 4 && Block::vectors == 3 ? 2 : left < Block::vectors ? left : Block::vectors;
-    for (int row = 0; row < kPanelChannels; row += Block::rows) {
-      task.u = whole.u + row;
-      task.v = whole.v + at;
-      task.m = whole.m + row * whole.lanes + at;
-      if constexpr (Block::vectors >= 3) {
-        if (vectors == 3) sum_up<Products, panels, Block::rows, 3>(task);
-      }
-      if constexpr (Block::vectors >= 2) {
-        if (vectors == 2) sum_up<Products, panels, Block::rows, 2>(task);
-      }
-      if (vectors == 1) sum_up<Products, panels, Block::rows, 1>(task);
-    }
-    at += vectors * V::lanes;
-  }
-}
-
 // bfloat16 to float: pairs [depth / 2][8][2] become [depth][8].
 inline void widen(const std::uint16_t* from, std::int64_t depth, float* to) {
   for (std::int64_t k = 0; k < depth; ++k) {
@@ -309,7 +178,8 @@ inline void widen(const std::uint16_t* from, std::int64_t depth, float* to) {
 
 // M of the panels [begin, end)
 template <typename Products, int tile>
-inline void multiply_planes(const WinogradConv& task, const TileBlock& block, std::int64_t begin, std::int64_t end, const float* v, float* m) {
+inline void multiply_planes(const WinogradConv& task, const TileBlock& block, std::int64_t begin, std::int64_t end, const float* v,
+                            float* m) {
   constexpr std::int64_t planes = (tile + 2) * (tile + 2), chain = kChainedProducts / Products::channels;
   const std::int64_t depth = divide_up(task.channels_in, Products::channels);
   const std::int64_t v_plane = depth * block.lanes + kPlaneGap, m_plane = (end - begin) * kPanelChannels * block.lanes + kPlaneGap;
@@ -332,7 +202,8 @@ inline void multiply_planes(const WinogradConv& task, const TileBlock& block, st
         sums.m = m + plane * m_plane + (panel - begin) * kPanelChannels * block.lanes;
         sums.v_next = v + next_plane * v_plane + first * block.lanes + (panel - begin) * sums.depth * sums.v_step;
         if (widened) {
-          const std::uint16_t* narrow = static_cast<const std::uint16_t*>(task.u) + ((panel * planes + plane) * pairs + first / 2) * 2 * kPanelChannels;
+          const std::uint16_t* narrow =
+              static_cast<const std::uint16_t*>(task.u) + ((panel * planes + plane) * pairs + first / 2) * 2 * kPanelChannels;
           widen(narrow, sums.depth, wide);
           sums.u = sums.u_next = wide;
           sum_up_panels<Products, 1>(sums);
@@ -343,7 +214,8 @@ inline void multiply_planes(const WinogradConv& task, const TileBlock& block, st
         const bool two = any_two && block.lanes == kUnitLanes && panel + 2 <= end;
         sums.u = u + panel * u_panel + (plane * depth + first) * kPanelChannels;
         const std::int64_t next_panel = panel + (two ? 2 : 1);
-        sums.u_next = next_panel < end ? sums.u + (next_panel - panel) * u_panel : u + begin * u_panel + (next_plane * depth + first) * kPanelChannels;
+        sums.u_next = next_panel < end ? sums.u + (next_panel - panel) * u_panel
+                                       : u + begin * u_panel + (next_plane * depth + first) * kPanelChannels;
         if (two) {
           if constexpr (any_two) sum_up_panels<Products, 2>(sums);
         } else {
@@ -378,7 +250,9 @@ inline void finish_row(const float* products, const float* residual, float bias,
   }
   if (at < count) {
     const int part = count - at;
-    V::store_part(y + at, finish(V::load_part(products + at, part, 0.0f), residual == nullptr ? zero : V::load_part(residual + at, part, 0.0f)), part);
+    V::store_part(y + at,
+                  finish(V::load_part(products + at, part, 0.0f), residual == nullptr ? zero : V::load_part(residual + at, part, 0.0f)),
+                  part);
   }
 }
 
@@ -411,7 +285,8 @@ __attribute__((noinline)) void transform_products(const float* m, std::int64_t p
 constexpr std::int64_t kStreamBytes = 16 << 20;
 
 template <typename Products, int tile>
-inline void multiply_block(const WinogradConv& task, const TileBlock& block, std::int64_t begin, std::int64_t end, const float* v, float* m) {
+inline void multiply_block(const WinogradConv& task, const TileBlock& block, std::int64_t begin, std::int64_t end, const float* v,
+                           float* m) {
   using V = typename Products::Vector;
   multiply_planes<Products, tile>(task, block, begin, end, v, m);
   const Runs runs = runs_of(task, block);
