@@ -63,7 +63,8 @@ def test_a_static_graph_draws_what_one_run_takes(
     unet = package.manifest.components["unet"]
     ports = tuple(replace(port, shape=(rows, *port.shape[1:]) if port.name == "sample" else port.shape) for port in unet.inputs)
     static = replace(package.manifest, components={**package.manifest.components, "unet": replace(unet, inputs=ports)})
-    some, asked = score_scenes()[:20], []
+    some = score_scenes()[:20]
+    asked: list[Settings] = []
 
     def drawn(_: Sessions, settings: Settings) -> SimpleNamespace:
         asked.append(settings)
