@@ -78,6 +78,9 @@ LEVELS = {"block_out_channels": (8, 16), "layers_per_block": 1, "use_linear_proj
           "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
           "transformer_layers_per_block": (1, 2), "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
           "projection_class_embeddings_input_dim": 16 + 6 * 4}  # fmt: skip
+# The refiner's: the lowest level has no transformers, the one above it has all of one depth, and the sizes are five
+REFINER_LEVELS = {**LEVELS, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "transformer_layers_per_block": 2,
+                  "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "projection_class_embeddings_input_dim": 16 + 5 * 4}  # fmt: skip
 
 
 def vae() -> AutoencoderKL:
@@ -88,6 +91,7 @@ def vae() -> AutoencoderKL:
 ARCHITECTURES: dict[str, Callable[[], torch.nn.Module]] = {
     "unet": unet,
     "sdxl_levels": lambda: UNetWithSize(unet(**LEVELS).model),
+    "refiner_levels": lambda: UNetWithSize(unet(**REFINER_LEVELS).model),
     "transformer": Transformer,  # torch's scaled_dot_product_attention, as diffusers has it with torch 2
     "transformer-baddbmm": lambda: Transformer(AttnProcessor()),
     "transformer-einsum": lambda: Transformer(einsum_attention),
@@ -96,6 +100,7 @@ ARCHITECTURES: dict[str, Callable[[], torch.nn.Module]] = {
     "vae_encoder": lambda: VaeEncoder(vae()),
     "vit-l": lambda: TextEncoder(12, "quick_gelu"),  # SD 1.x and SDXL's first
     "vit-h": lambda: TextEncoder(23, "gelu"),  # SD 2.x
+    "vit-h-2": lambda: TextEncoder(2, "gelu"),  # two of its layers, which are all alike
     "tanh": lambda: TextEncoder(1, "gelu_pytorch_tanh"),  # nobody's: its GELU is another function
 }
 
@@ -109,7 +114,7 @@ def component(architecture: str) -> Component:
             torch.nn.init.normal_(each.weight, 1, 0.3)
             torch.nn.init.normal_(each.bias, 0, 0.3)
     tokens, picture = {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 2: "height", 3: "width"}
-    if architecture in ("vit-l", "vit-h", "tanh"):
+    if architecture in ("vit-l", "vit-h", "vit-h-2", "tanh"):
         inputs, axes = {"input_ids": torch.randint(4, 60, (2, 9))}, {"input_ids": tokens, "out": tokens}
     elif architecture.startswith("vae"):
         sample = {"vae_decoder": (2, 4, 8, 8), "vae_encoder": (2, 3, 32, 32), "vae_attention": (2, 16, 6, 5)}[architecture]
@@ -122,8 +127,8 @@ def component(architecture: str) -> Component:
     else:  # a size that the U-Net cannot halve three times: else torch takes its sizes for constants
         inputs = {"sample": torch.randn(2, 4, 12, 10), "timestep": torch.tensor(5), "encoder_hidden_states": torch.randn(2, 7, 16)}
         axes = {"sample": picture, "encoder_hidden_states": tokens, "out": picture}
-        if architecture == "sdxl_levels":
-            inputs |= {"text_embeds": torch.randn(2, 16), "time_ids": torch.randint(0, 99, (2, 6)).float()}
+        if sizes := {"sdxl_levels": 6, "refiner_levels": 5}.get(architecture):
+            inputs |= {"text_embeds": torch.randn(2, 16), "time_ids": torch.randint(0, 99, (2, sizes)).float()}
             axes |= {"text_embeds": {0: "batch_size"}, "time_ids": {0: "batch_size"}}
     return Component(architecture, module, inputs, ("out",), axes)
 
