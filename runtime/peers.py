@@ -31,7 +31,7 @@ from runtime.measure import Job
 
 COMPONENTS = ("unet", "vae_decoder")
 STOCK = "ONNX Runtime"
-PRECISIONS = {"f32": "fp32", "bf16": "bf16"}  # OpenVINO's names, and ours
+HINTS = {"fp32": "f32", "bf16": "bf16"}  # our names of precisions, and OpenVINO's
 LEAST_SNR_DB = {"fp32": 80.0, "bf16": 15.0}  # against stock ONNX Runtime (OpenVINO in bf16: 18.6): below it, something else was computed
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "openvino_peer.py"
 Row = dict[str, Any]
@@ -39,19 +39,21 @@ Row = dict[str, Any]
 
 @dataclass
 class Entrant:
-    """Who is measured: `package`, or OpenVINO with the precision `hint`; and what was found of it in each round."""
+    """Who is measured, `package` or OpenVINO, and what was found of it in each round."""
 
     who: str
     precision: str
     package: Package | None = None
-    hint: str = ""
     rounds: list[Row] = field(default_factory=list)
     snr_db: float | None = None
 
     def row(self, component: str) -> Row:
         """The medians over the rounds, and those of each (`rounds_ms`)."""
-        times, loads, peaks = ([figures.get(key, 0.0) for figures in self.rounds] for key in ("median_ms", "load_ms", "peak_rss_mb"))
-        memory = {"peak_rss_mb": max(peaks)} if any(peaks) else {"version": self.rounds[0]["version"]}
+        times, loads = ([figures[key] for figures in self.rounds] for key in ("median_ms", "load_ms"))
+        if self.package:
+            own = {"peak_rss_mb": max(figures["peak_rss_mb"] for figures in self.rounds)}
+        else:
+            own = {"version": self.rounds[0]["version"]}
         return {
             "component": component,
             "who": self.who,
@@ -60,7 +62,7 @@ class Entrant:
             "rounds_ms": times,
             "load_ms": statistics.median(loads),
             "runs": sum(figures["runs"] for figures in self.rounds),
-            **memory,
+            **own,
             "snr_db": self.snr_db,
         }
 
@@ -93,7 +95,7 @@ class Contest:
     def _component(self, component: str, packages: Sequence[Package], folder: Path, step: Callable[[str], object]) -> list[Row]:
         entrants = [
             Entrant(STOCK, "fp32", self.baseline),
-            *(Entrant("OpenVINO", precision, hint=hint) for hint, precision in PRECISIONS.items()),
+            *(Entrant("OpenVINO", precision) for precision in HINTS),
             *(Entrant(package.path.name, package.manifest.precision, package) for package in packages),
         ]
         reference: dict[str, np.ndarray] = {}
@@ -102,7 +104,7 @@ class Contest:
             for entrant in entrants if number % 2 == 0 else entrants[::-1]:
                 step(f"{before}; {entrant.who} {entrant.precision}")
                 if entrant.package is None:
-                    outputs, figures = self._openvino(component, entrant.hint, folder)
+                    outputs, figures = self._openvino(component, HINTS[entrant.precision], folder)
                 else:
                     outputs, figures = self._ours(entrant.package, component, folder)
                 if reference:
@@ -157,7 +159,7 @@ def table(rows: Sequence[Row]) -> str:
         peers = {
             each["precision"]: each["median_ms"] for each in rows if (each["component"], each["who"]) == (row["component"], "OpenVINO")
         }
-        ratios = "".join(f"{row['median_ms'] / peers[precision]:11.2f}" for precision in ("fp32", "bf16"))
+        ratios = "".join(f"{row['median_ms'] / peers[precision]:11.2f}" for precision in HINTS)
         snr = "-" if row["snr_db"] is None else decibels(row["snr_db"])
         lines.append(f"{row['component']:14}{row['who']:24}{row['precision']:6}{row['median_ms']:10.1f}{row['ratio']:9.2f}{ratios}{snr:>11}"
                      f"{row['load_ms']:10.0f}")  # fmt: skip
@@ -170,8 +172,8 @@ def table(rows: Sequence[Row]) -> str:
 @click.option("--openvino", required=True, type=click.Path(path_type=Path), help="Python of an environment with openvino.")
 @click.option("--height", type=int, help="Of the picture, in pixels; the package's own where it is not given.")
 @click.option("--width", type=int, help="Likewise.")
-@click.option("--repeat", default=3, show_default=True, help="Timed runs of each in a round.")
-@click.option("--rounds", default=3, show_default=True, help="How often everybody has a turn.")
+@click.option("--repeat", default=3, type=click.IntRange(1), show_default=True, help="Timed runs of each in a round.")
+@click.option("--rounds", default=3, type=click.IntRange(1), show_default=True, help="How often everybody has a turn.")
 @click.option("--threads", default=0, help="Threads of everybody; 0: one per core.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
 def main(packages: tuple[Path, ...], baseline: Path, openvino: Path, height: int | None, width: int | None, repeat: int, rounds: int,
